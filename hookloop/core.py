@@ -1,0 +1,229 @@
+"""The loop: the order of events, the counters and the request to stop. Nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from hookloop.errors import HookloopError
+from hookloop.hot import freeze
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from matplotlib.figure import Figure
+    from pluggy import HookCaller, HookRelay, PluginManager
+    from structlog.typing import FilteringBoundLogger
+
+    from hookloop.optimization import Optimization
+    from hookloop.settings import RunConfig
+    from hookloop.task import Task
+
+
+@define
+class Progress:
+    """How much work is finished. The loop is the only writer; cadence and randomness are functions of it."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Batches of the epoch at hand."""
+    step: int = 0
+    """Batches in all."""
+
+
+@define(frozen=True)
+class Stop:
+    """Why the run was asked to stop, and what the process should answer."""
+
+    why: str
+    code: int = 0
+
+
+@define(eq=False)
+class Run:
+    """One run: what was asked for, how far it is, and who listens. Passed to every hook, never fetched."""
+
+    config: RunConfig
+    manager: PluginManager
+    plugins: Mapping[str, object]
+    """The plugins by name, in listing order."""
+    device: torch.device
+    events: FilteringBoundLogger
+    """Where to tell people and ``log.jsonl``: ``run.events.info("noun.participle", key=value)``."""
+    document: Mapping[str, object] = field(factory=dict)
+    """The whole configuration as plain data, as it was run."""
+    progress: Progress = field(factory=Progress)
+    cleanup: ExitStack = field(factory=ExitStack)
+    """Releases, registered by whoever acquires, unwound after ``shutdown``."""
+    stopping: Stop | None = None
+    started: float = field(factory=time.monotonic)
+    task: Task = field(init=False)
+    optimization: Optimization = field(init=False)
+
+    @property
+    def hook(self) -> HookRelay:
+        """The hooks, called by keyword: ``run.hook.validate(run=run)``."""
+        return self.manager.hook
+
+    @property
+    def dir(self) -> Path:
+        """The run's directory."""
+        return self.config.dir
+
+    def seed(self, purpose: str, *counters: int) -> int:
+        """Seed a draw by what it is for and which one it is: a pure function of the run's own seed too.
+
+        :returns: a non-negative integer of 63 bits.
+        """
+        key = f"{self.config.seed}/{purpose}/{'/'.join(map(str, counters))}"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+
+    def stop(self, why: str, code: int = 0) -> None:
+        """Ask the run to stop at the next boundary between units of work; the first reason wins."""
+        if self.stopping is None:
+            self.stopping = Stop(why, code)
+
+    def log(self, metrics: Mapping[str, float | Figure]) -> None:
+        """Have *metrics* written, for the step at hand."""
+        self.hook.log(run=self, metrics=metrics)
+
+
+def train(run: Run) -> None:
+    """Train until all epochs are done or somebody asks to stop; ``shutdown`` is called whatever happens.
+
+    :raises HookloopError: for the user's mistakes.
+    """
+    error: BaseException | None = None
+    with run.cleanup:
+        try:
+            prepare(run)
+            _fit(run)
+        except BaseException as problem:
+            error = problem
+            raise
+        finally:
+            _shut_down(run, error)
+
+
+def prepare(run: Run) -> None:
+    """Make the task and what optimizes it, then let everyone get ready."""
+    answers = [(name, task) for name, ask in _one_by_one(run, "make_task") for task in ask(run=run)]
+    if len(answers) != 1:
+        found = ", ".join(name for name, _ in answers) or "none"
+        raise HookloopError(
+            f"plugins that make a task: found {found}, expected exactly one; "
+            "name one in --plugins, such as --plugins downscaling,ema"
+        )
+    run.task = answers[0][1]
+    optimization = run.hook.make_optimization(run=run, task=run.task)
+    if optimization is None:
+        raise HookloopError("plugins that make an optimization: found none; leave out no:optimization")
+    run.optimization = optimization
+    run.hook.before_run(run=run)
+
+
+def _one_by_one(run: Run, hook: str) -> Iterator[tuple[str, HookCaller]]:
+    """Yield each plugin that implements *hook*, in firing order, with what calls it alone."""
+    impls = getattr(run.hook, hook).get_hookimpls()
+    for name in dict.fromkeys(impl.plugin_name for impl in reversed(impls)):
+        others = [plugin for other, plugin in run.plugins.items() if other != name]
+        yield name, run.manager.subset_hook_caller(hook, remove_plugins=others)
+
+
+def _fit(run: Run) -> None:
+    if run.config.evaluate_before_training and run.progress.step == 0:
+        metrics = _evaluate(run)
+        if not run.stopping:
+            run.log({**metrics, "epoch": 0})
+    segment = run.config.segment_epochs
+    last = min(run.config.max_epochs, run.progress.epoch + segment if segment else run.config.max_epochs)
+    while run.progress.epoch < last and not run.stopping:
+        _epoch(run)
+
+
+def _epoch(run: Run) -> None:
+    began = time.perf_counter()
+    at = run.progress
+    run.hook.before_epoch(run=run)
+    _batches(run)
+    if run.stopping:
+        return
+    trained = time.perf_counter() - began
+    number = at.epoch + 1
+    metrics: dict[str, float] = {}
+    if number % run.config.validation_epochs == 0 or number == run.config.max_epochs:
+        metrics = _evaluate(run)
+        if run.stopping:  # validated again on resume
+            return
+    at.epoch, at.batch = number, 0
+    total = time.perf_counter() - began
+    run.log({**metrics, "epoch": number, "epoch/train_seconds": trained, "epoch/total_seconds": total})
+    run.hook.after_epoch(run=run, metrics=metrics)
+
+
+def _batches(run: Run) -> None:
+    """Train on what is left of the epoch, with the per-batch hooks frozen: see :mod:`hookloop.hot`."""
+    at = run.progress
+    before_batch = freeze(run.hook.before_batch)
+    train_step = freeze(run.hook.train_step)
+    after_batch = freeze(run.hook.after_batch)
+    limit = run.config.time_limit_seconds
+    deadline = run.started + (float("inf") if limit is None else limit)
+    for batch in run.task.data["train"].batches(at.epoch, start=at.batch):
+        before_batch(run=run, batch=batch)
+        losses = train_step(run=run, batch=batch)
+        at.batch, at.step = at.batch + 1, at.step + 1
+        after_batch(run=run, batch=batch, losses=losses)
+        if time.monotonic() > deadline:
+            run.stop(f"the time limit of {run.config.time_limit} is reached", 75)
+        if run.stopping:
+            return
+
+
+def _evaluate(run: Run) -> dict[str, float]:
+    """Validate, then infer; the answers merged, with how long each took."""
+    began = time.perf_counter()
+    metrics = merge(run.hook.validate(run=run))
+    metrics["epoch/validation_seconds"] = time.perf_counter() - began
+    if run.stopping:
+        return metrics
+    began = time.perf_counter()
+    inferred = run.hook.infer(run=run)
+    if any(inferred):
+        metrics = merge([metrics, *inferred])
+        metrics["epoch/inference_seconds"] = time.perf_counter() - began
+    return metrics
+
+
+def merge(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """All answers in one mapping.
+
+    :raises HookloopError: where two answers share a key.
+    """
+    merged: dict[str, float] = {}
+    for answer in answers:
+        if both := merged.keys() & answer.keys():
+            raise HookloopError(
+                f"metrics answered by two plugins: {', '.join(sorted(both))}; expected one each"
+            )
+        merged.update(answer)
+    return merged
+
+
+def _shut_down(run: Run, error: BaseException | None) -> None:
+    """Tell every plugin, whatever those before it do; the first failure is raised if nothing else was."""
+    failures: list[BaseException] = []
+    for name, tell in _one_by_one(run, "shutdown"):
+        try:
+            tell(run=run, error=error)
+        except Exception as failure:  # noqa: BLE001 - isolation is the point
+            run.events.error("shutdown.failed", plugin=name, error=repr(failure))
+            failures.append(failure)
+    if failures and error is None:
+        raise failures[0]

@@ -1,0 +1,72 @@
+"""The ``run:`` section: the only part of a configuration that the core reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path  # noqa: TC003 - read when options are structured
+
+from attrs import Attribute, field, frozen
+from attrs.validators import ge, matches_re, optional
+
+_DURATION = r"(?=\d)(\d+d)?(\d+h)?(\d+m)?(\d+s)?"
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def doc(text: str, *, learned: bool = False) -> dict[str, object]:
+    """Describe an option, for ``hookloop plugins`` and the schema.
+
+    :param learned: changing it changes what is learnt or in which order, so a resumed run refuses it.
+    """
+    return {"help": text, "learned": learned}
+
+
+def _duration(_instance: object, _attribute: Attribute[str | None], value: str | None) -> None:
+    if value is not None and not re.fullmatch(_DURATION, value):
+        raise ValueError(f"expected a duration such as 3h50m, 45m or 90s, found {value!r}")
+
+
+@frozen
+class RunConfig:
+    """What the core itself needs to know."""
+
+    dir: Path = field(metadata=doc("where the run writes; the same command resumes from there"))
+    max_epochs: int = field(default=1, validator=ge(1), metadata=doc("epochs in all"))
+    seed: int = field(default=0, metadata=doc("all randomness is a function of it", learned=True))
+    device: str = field(
+        default="auto",
+        validator=matches_re(r"auto|cpu|mps|cuda(:\d+)?"),
+        metadata=doc("auto, cpu, mps, cuda or cuda:N; auto is the first GPU if there is one"),
+    )
+    segment_epochs: int | None = field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata=doc("stop, as a success, after this many epochs in one go"),
+    )
+    validate_every: str = field(
+        default="1 epoch",
+        validator=matches_re(r"[1-9]\d* epochs?"),
+        metadata=doc("how often to validate and infer, such as '5 epochs'; the last epoch always is"),
+    )
+    evaluate_before_training: bool = field(
+        default=False, metadata=doc("validate and infer once at step 0, for the log only")
+    )
+    time_limit: str | None = field(
+        default=None,
+        validator=_duration,
+        metadata=doc("stop, resumable, with exit code 75, after e.g. 3h50m"),
+    )
+    allow_changes: list[str] = field(
+        factory=list, metadata=doc("options that may differ from the checkpoint's, such as optimization.lr")
+    )
+
+    @property
+    def validation_epochs(self) -> int:
+        """How many epochs lie between validations."""
+        return int(self.validate_every.split()[0])
+
+    @property
+    def time_limit_seconds(self) -> float | None:
+        """The time limit in seconds."""
+        if self.time_limit is None:
+            return None
+        return sum(int(n) * _UNITS[unit] for n, unit in re.findall(r"(\d+)([dhms])", self.time_limit))

@@ -1,0 +1,131 @@
+"""What the loop trains: the seams with exactly one answer, as protocols."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+Batch = Any
+"""Whatever the task's data yields; only the task that made it looks inside."""
+
+State = Any
+"""What an autoregressive task carries from one window to the next; ``None`` where nothing is carried."""
+
+Order = Literal["main", "alternate"]
+
+
+class Data(Protocol):
+    """A split as a pure function of (epoch, position, order): no hidden iterator state.
+
+    ``n_batches`` is known in advance and the same for every epoch; the last batch may be short.
+    """
+
+    @property
+    def n_samples(self) -> int:
+        """Samples an epoch."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch."""
+
+    @property
+    def n_batches(self) -> int:
+        """Batches an epoch."""
+
+    def batches(
+        self, epoch: int, start: int = 0, stop: int | None = None, order: Order = "main"
+    ) -> Iterator[Batch]:
+        """Yield the batches ``start … stop - 1`` of *epoch*, on the device, without reading those before.
+
+        ``order="alternate"`` is an independent shuffle of the same epoch.
+        """
+
+
+class Task(Protocol):
+    """A model, its data and its loss."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained, averaged and saved."""
+
+    @property
+    def data(self) -> Mapping[str, Data]:
+        """The splits by name; ``train`` is there, ``validation`` may be."""
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Zero-dimensional means over the batch, on the device; ``loss`` is the one that is minimised.
+
+        Others are named ``loss/<variable>``. All randomness comes from torch's global generators, which
+        the caller has seeded.
+        """
+
+
+@frozen
+class Window:
+    """Evaluation cases that are generated together."""
+
+    split: str
+    cases: Sequence[int]
+    """Numbers of the cases within the split, ascending; with the member they seed the noise."""
+
+
+def independent_windows(split: str, n_cases: int, size: int, limit: int | None = None) -> list[Window]:
+    """Divide cases that know nothing of each other into windows, as :meth:`Generative.windows` answers them.
+
+    :param n_cases: cases of the split.
+    :param size: most cases in a window; the last window may hold fewer.
+    :param limit: most cases in all, spread evenly so that they stand for the whole split; ``None`` for all.
+    """
+    n = n_cases if limit is None else min(limit, n_cases)
+    cases = [i * n_cases // n for i in range(n)]
+    return [Window(split, cases[start : start + size]) for start in range(0, n, size)]
+
+
+@frozen(eq=False)
+class Paired:
+    """Generated fields beside the truth, in physical units, by variable name."""
+
+    prediction: Mapping[str, Tensor]
+    """``[case, member, lat, lon]``."""
+    target: Mapping[str, Tensor]
+    """``[case, lat, lon]``."""
+    baseline: Mapping[str, Tensor]
+    """What is to be beaten (for downscaling: bicubic interpolation), ``[case, lat, lon]``."""
+    coarse: Mapping[str, Tensor]
+    """What was given, ``[case, coarse lat, coarse lon]``."""
+    latitude: Sequence[float]
+    longitude: Sequence[float]
+    labels: Sequence[str]
+    """What to call each case, such as its time."""
+    units: Mapping[str, str] = field(factory=dict)
+    lead_time: str | None = None
+
+
+@runtime_checkable
+class Generative(Task, Protocol):
+    """A task that can be inferred with: full generation of its evaluation windows."""
+
+    def windows(self, split: str, size: int, limit: int | None = None) -> Sequence[Window]:
+        """Divide the cases of *split* in order, at most *size* in a window and *limit* in all.
+
+        The task chooses the cases of a limit: spread over the split where they are independent (see
+        :func:`independent_windows`), the first ones where each starts from the one before.
+        """
+
+    def initial_condition(self, split: str) -> State:
+        """Give what the first window starts from."""
+
+    def predict_paired(
+        self, state: State, window: Window, seeds: Sequence[Sequence[int]]
+    ) -> tuple[Paired, State]:
+        """Generate one member for each seed of each case: ``seeds[case][member]``.
+
+        The noise of a member is a function of its seed alone, so that it is the same field for any
+        batch size.
+        """
