@@ -1,0 +1,202 @@
+"""The command line: parse, build, train, answer. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hookloop.errors import HookloopError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from hookloop.manager import Assembly
+
+
+class Commands(click.Group):
+    """Our own commands and those offered in group ``hookloop.commands``, loaded only when named.
+
+    An entry point ``init.downscaling`` is the command ``hookloop init downscaling``.
+    """
+
+    prefix = ""
+
+    def _offered(self) -> dict[str, str]:
+        names = (entry.name for entry in entry_points(group="hookloop.commands"))
+        return {
+            name.removeprefix(self.prefix): name
+            for name in names
+            if name.startswith(self.prefix) and "." not in name.removeprefix(self.prefix)
+        }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command by name, without loading any."""
+        return sorted({*super().list_commands(ctx), *self._offered()})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """One command, imported if it is not ours."""
+        own = super().get_command(ctx, name)
+        if own is None and name in (offered := self._offered()):
+            (entry,) = entry_points(group="hookloop.commands", name=offered[name])
+            loaded = entry.load()
+            assert isinstance(loaded, click.Command), f"{entry.value} is no click command"
+            return loaded
+        return own
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands; those that would have to be imported are named without their help."""
+        rows = []
+        for name in self.list_commands(ctx):
+            own = click.Group.get_command(self, ctx, name)
+            rows.append((name, own.get_short_help_str(80) if own else "from a plugin; see its --help"))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class InitCommands(Commands):
+    """``hookloop init NAME``."""
+
+    prefix = "init."
+
+
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _config_options(function: Callable[..., None]) -> Callable[..., None]:
+    for decorate in (
+        click.argument("config", type=click.Path(path_type=Path)),
+        click.option(
+            "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Override an option."
+        ),
+        click.option("--plugins", callback=_names, metavar="LIST", help="Plugins in firing order: a,b,no:c."),
+    ):
+        function = decorate(function)
+    return function
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hookloop")
+def cli() -> None:
+    """Train models with an event loop made of plugins.
+
+    Try: hookloop init downscaling demo && hookloop run demo/cfg.yaml
+    """
+
+
+@cli.command()
+@_config_options
+@click.option("--dir", "directory", metavar="DIR", help="Where the run writes; overrides run.dir.")
+@click.option("--fresh", is_flag=True, help="Demand an empty or absent directory instead of resuming.")
+def run(
+    config: Path, plugins: list[str] | None, overrides: tuple[str, ...], directory: str | None, *, fresh: bool
+) -> None:
+    """Train as CONFIG says, or go on where the run in its directory stopped."""
+    from hookloop import logs, manager, records
+    from hookloop.core import train
+
+    assembly = _assemble(config, plugins, overrides, directory)
+    where = assembly.config.dir
+    _check_directory(where, fresh=fresh)
+    with records.lock(where):
+        events = logs.events_to(where / "log.jsonl")
+        for note in assembly.notes:
+            events.info("section.skipped", note=note)
+        records.write_config(where, assembly.document, list(assembly.plugins))
+        records.write_environment(where)
+        this = manager.make_run(assembly, events)
+        train(this)
+        if this.stopping:
+            events.info(
+                "run.stopped", why=this.stopping.why, step=this.progress.step, code=this.stopping.code
+            )
+        sys.exit(this.stopping.code if this.stopping else 0)
+
+
+def _check_directory(where: Path, *, fresh: bool) -> None:
+    if fresh and where.exists() and any(where.iterdir()):
+        raise HookloopError(f"{where}: not empty, and --fresh expects an empty or absent directory")
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HookloopError(f"{where}: cannot be written: {error.strerror}; choose another --dir") from error
+
+
+def _assemble(
+    config: Path, plugins: Sequence[str] | None, overrides: Sequence[str], directory: str | None = None
+) -> Assembly:
+    from hookloop import manager, yamlfile
+
+    try:
+        text = config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise HookloopError(f"{config}: cannot be read: {reason}") from error
+    document = yamlfile.read(text, str(config), overrides)
+    if directory is not None:
+        section = document.data.setdefault("run", {})
+        if isinstance(section, dict):
+            section["dir"] = directory
+    return manager.assemble(document, plugins)
+
+
+@cli.group(cls=InitCommands)
+def init() -> None:
+    """Write sample data and a configuration that runs as it is."""
+
+
+@cli.group()
+def config() -> None:
+    """Look at configurations."""
+
+
+@config.command()
+@_config_options
+def check(config: Path, plugins: list[str] | None, overrides: tuple[str, ...]) -> None:
+    """Say whether CONFIG is sound, or every problem in it, a line each."""
+    assembly = _assemble(config, plugins, overrides, None)
+    for note in assembly.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"{config}: sound; plugins in firing order: {', '.join(assembly.plugins)}")
+
+
+@cli.command(name="plugins")
+def list_plugins() -> None:
+    """List every installed plugin: version, source, hooks and options."""
+    from hookloop import describe
+
+    click.echo(describe.plugins())
+
+
+@cli.command()
+@click.option("--order", is_flag=True, help="Who answers each hook, in firing order.")
+@click.option("--plugins", callback=_names, metavar="LIST", help="Plugins in firing order, with --order.")
+def hooks(plugins: list[str] | None, *, order: bool) -> None:
+    """Print the hook reference, or with --order who answers each hook."""
+    from hookloop import describe
+
+    click.echo(describe.order(plugins or []) if order else describe.hooks())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Answer with an exit code: 0 finished, 1 a crash, 2 the user's mistake, 75 and 128+N stopped, resumable."""
+    try:
+        cli.main(args=argv, prog_name="hookloop", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except HookloopError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(error.code)
+    except Exception:  # noqa: BLE001 - ours: the traceback is the message
+        traceback.print_exc()
+        sys.exit(1)

@@ -1,0 +1,309 @@
+"""Plain data into attrs classes, strictly: every problem at once, each with its place and a suggestion."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+
+import attrs
+import cattrs
+
+from hookloop.errors import ConfigError
+from hookloop.yamlfile import dotted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from hookloop.yamlfile import Document, Plain
+    from hookloop.yamlfile import Path as Place
+
+T = TypeVar("T")
+
+
+class _Invalid(Exception):  # noqa: N818 - a carrier, caught here
+    """Problems by path below the value at hand."""
+
+    def __init__(self, problems: list[tuple[Place, str]]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+def build(cls: type[T], document: Document, section: str) -> T:
+    """Structure one section of a configuration into *cls*; an absent section is an empty one.
+
+    :raises ConfigError: with every problem of the section, a line each.
+    """
+    value = document.data.get(section)
+    try:
+        return _converter.structure({} if value is None else value, cls)
+    except _Invalid as invalid:
+        raise ConfigError(
+            [
+                f"{document.place((section, *path))}: {dotted((section, *path))}: {message}"
+                for path, message in invalid.problems
+            ]
+        ) from None
+
+
+def options_of(instance: object) -> dict[str, Plain]:
+    """The options of an attrs object as plain data: what to write to make the same object."""
+    return {
+        name: cast("Plain", _plain(getattr(instance, a.name))) for name, a in _option_fields(type(instance))
+    }
+
+
+def learned_options(instance: object) -> dict[str, Plain]:
+    """The options that change what is learnt or in which order, flat, by dotted name."""
+    options = options_of(instance)
+    flat: dict[str, Plain] = {}
+    for name, a in _option_fields(type(instance)):
+        if a.metadata.get("learned"):
+            flat.update(_flat(name, options[name]))
+    return flat
+
+
+def _option_fields(cls: type) -> list[tuple[str, attrs.Attribute[Any]]]:
+    """Pair each option of an attrs class with the name it has in a configuration; none for other classes."""
+    return [(a.alias or a.name, a) for a in attrs.fields(cls) if a.init] if attrs.has(cls) else []
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'decay'?``, where something known is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _flat(name: str, value: Plain) -> dict[str, Plain]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {k: v for key, part in value.items() for k, v in _flat(f"{name}.{key}", part).items()}
+
+
+def _plain(value: object) -> object:
+    if attrs.has(type(value)):
+        chosen = getattr(type(value), "chosen_as", None)
+        return {**({"name": chosen} if chosen else {}), **options_of(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def resolved_fields(cls: type) -> tuple[attrs.Attribute[Any], ...]:
+    """The fields of an attrs class with the types of its options resolved.
+
+    State (``init=False``) keeps whatever it was annotated with, so a plugin may annotate it with types
+    that are only imported for checking.
+    """
+    fields = attrs.fields(cls)
+    names = dict(vars(typing))
+    for base in reversed(cls.__mro__):  # an inherited option was annotated in another module
+        names.update(vars(sys.modules[base.__module__]))
+    for a in fields:
+        if isinstance(a.type, str):
+            kind = eval(a.type, names) if a.init else object  # noqa: S307 - an annotation of our own class
+            object.__setattr__(a, "type", kind)  # as attrs.resolve_types does
+    return cast("tuple[attrs.Attribute[Any], ...]", fields)
+
+
+def _structure_attrs(cls: type) -> Callable[[object, object], object]:
+    resolved_fields(cls)
+    fields = dict(_option_fields(cls))
+
+    def structure(value: object, _: object) -> object:
+        if not isinstance(value, Mapping):
+            raise _Invalid([((), f"expected options ({', '.join(fields) or 'none'}), found {_show(value)}")])
+        problems: list[tuple[Place, str]] = [
+            ((key,), f"unknown option{suggestion(key, fields)}") for key in value if key not in fields
+        ]
+        found: dict[str, object] = {}
+        for name, a in fields.items():
+            if name in value:
+                problems.extend(_structure_field(a, name, value[name], found))
+            elif a.default is attrs.NOTHING:
+                problems.append(((name,), f"missing; expected {type_in_words(a.type)}"))
+        if problems:
+            raise _Invalid(problems)
+        try:
+            return cls(**found)
+        except (ValueError, TypeError) as error:
+            raise _Invalid([((), str(error.args[0] if error.args else error))]) from None
+
+    return structure
+
+
+def _structure_field(
+    a: attrs.Attribute[Any], name: str, value: object, found: dict[str, object]
+) -> list[tuple[Place, str]]:
+    """Structure one option into *found*; the problems are what comes back."""
+    kind: Any = a.type
+    try:
+        group = a.metadata.get("group")
+        found[name] = _choose(group, value) if group else _converter.structure(value, kind)
+    except _Invalid as invalid:
+        return [((name, *path), message) for path, message in invalid.problems]
+    if a.validator is not None:
+        try:
+            a.validator(None, a, found[name])
+        except (ValueError, TypeError) as error:
+            return [((name,), str(error.args[0] if error.args else error))]
+        except AttributeError:
+            pass  # it looks at other options too: it runs when the object is made
+    return []
+
+
+def _choose(group: str, value: object) -> object:
+    """Structure ``{name: …, **options}`` into the class that entry point *name* of *group* offers."""
+    offered = {entry.name: entry for entry in entry_points(group=group)}
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise _Invalid(
+            [((), f"expected a name ({', '.join(sorted(offered))}) and its options, found {_show(value)}")]
+        )
+    name = value["name"]
+    if not isinstance(name, str) or name not in offered:
+        message = f"expected one of {', '.join(sorted(offered))}, found {_show(name)}"
+        raise _Invalid([(("name",), message + suggestion(str(name), offered))])
+    try:
+        cls = offered[name].load()
+    except (ImportError, AttributeError) as error:
+        raise _Invalid([(("name",), f"{name} cannot be imported: {error}")]) from error
+    if getattr(cls, "chosen_as", None) != name:  # else what is written down could not be read again
+        raise _Invalid([(("name",), f"{offered[name].value} must say chosen_as = {name!r}")])
+    return _converter.structure({k: v for k, v in value.items() if k != "name"}, cls)
+
+
+def _scalar(kind: type, accepts: tuple[type, ...]) -> Callable[[object, object], object]:
+    def structure(value: object, _: object) -> object:
+        if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
+            raise _Invalid([((), f"expected {type_in_words(kind)}, found {_show(value)}")])
+        return kind(value)
+
+    return structure
+
+
+def _structure_sequence(kind: Any) -> Callable[[object, object], object]:
+    arguments = [a for a in get_args(kind) if a is not Ellipsis]
+    pair = get_origin(kind) is tuple and Ellipsis not in get_args(kind)
+    into = tuple if get_origin(kind) is tuple else list
+
+    def structure(value: object, _: object) -> object:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise _Invalid([((), f"expected a list, found {_show(value)}")])
+        if pair and len(value) != len(arguments):
+            raise _Invalid([((), f"expected {len(arguments)} values, found {len(value)}")])
+        kinds = arguments if pair else [arguments[0]] * len(value)
+        return into(_each(enumerate(value), kinds))
+
+    return structure
+
+
+def _structure_mapping(kind: Any) -> Callable[[object, object], object]:
+    item = get_args(kind)[1]
+
+    def structure(value: object, _: object) -> object:
+        if not isinstance(value, Mapping):
+            raise _Invalid([((), f"expected names with values, found {_show(value)}")])
+        return dict(zip(value, _each(value.items(), [item] * len(value)), strict=True))
+
+    return structure
+
+
+def _each(items: Iterable[tuple[Any, object]], kinds: Sequence[Any]) -> list[object]:
+    problems: list[tuple[Place, str]] = []
+    found: list[object] = []
+    for (key, value), kind in zip(items, kinds, strict=True):
+        try:
+            found.append(_converter.structure(value, kind))
+        except _Invalid as invalid:
+            problems.extend(((key, *path), message) for path, message in invalid.problems)
+    if problems:
+        raise _Invalid(problems)
+    return found
+
+
+def _structure_literal(kind: Any) -> Callable[[object, object], object]:
+    allowed = get_args(kind)
+
+    def structure(value: object, _: object) -> object:
+        for one in allowed:
+            if value == one and type(value) is type(one):
+                return one
+        hint = suggestion(str(value), map(str, allowed))
+        raise _Invalid([((), f"expected {type_in_words(kind)}, found {_show(value)}{hint}")])
+
+    return structure
+
+
+def _structure_union(kind: Any) -> Callable[[object, object], object]:
+    arms = get_args(kind)
+
+    def structure(value: object, _: object) -> object:
+        if value is None and type(None) in arms:
+            return None
+        tries = [arm for arm in arms if arm is not type(None)]
+        problems: list[tuple[Place, str]] = []
+        for arm in tries:
+            try:
+                return cast("object", _converter.structure(value, arm))
+            except _Invalid as invalid:
+                problems = invalid.problems
+        if len(tries) == 1:
+            raise _Invalid(problems)
+        raise _Invalid([((), f"expected {type_in_words(kind)}, found {_show(value)}")])
+
+    return structure
+
+
+def type_in_words(kind: Any) -> str:
+    """A type as a person would say it."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(type_in_words(arm) for arm in get_args(kind) if arm is not type(None))
+    if get_origin(kind) in (list, tuple, Sequence):
+        return "a list"
+    if get_origin(kind) in (dict, Mapping):
+        return "names with values"
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
+    return words.get(kind, "options") if isinstance(kind, type) else str(kind)
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "options"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{type(value).__name__} {value!r:.60}"
+
+
+def _comes_from(origins: set[Any], kind: Any) -> bool:
+    return get_origin(kind) in origins
+
+
+def _strict_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=False)
+    for kind, accepts in {bool: (bool,), int: (int,), float: (int, float), str: (str,), Path: (str,)}.items():
+        converter.register_structure_hook(kind, _scalar(kind, accepts))
+    by_origin: list[tuple[set[Any], Callable[[Any], Any]]] = [
+        ({list, tuple, Sequence}, _structure_sequence),
+        ({dict, Mapping}, _structure_mapping),
+        ({Literal}, _structure_literal),
+        ({Union, UnionType}, _structure_union),
+    ]
+    for origins, factory in by_origin:
+        converter.register_structure_hook_factory(partial(_comes_from, origins), factory)
+    converter.register_structure_hook_factory(attrs.has, _structure_attrs)
+    return converter
+
+
+_converter = _strict_converter()

@@ -1,0 +1,84 @@
+"""What is installed and what can be hooked, as text; ``docs/hooks.md`` is written from here."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import attrs
+
+from hookloop import hookspecs, manager
+from hookloop.config import resolved_fields, type_in_words
+
+
+def plugins() -> str:
+    """Every installed plugin: version, where from, on by default or not, its hooks, its options."""
+    return "\n\n".join(_plugin(name) for name in sorted(manager.installed()))
+
+
+def _plugin(name: str) -> str:
+    entry = manager.installed()[name]
+    when = "on by default" if name in manager.ALWAYS else "off by default"
+    head = f"{name}  ({manager.source(entry)}, {entry.value}, {when})"
+    try:
+        cls = manager.load(name)
+    except Exception as error:  # noqa: BLE001 - one broken plugin must not hide the others
+        return f"{head}\n  broken: {error}"
+    lines = [head, f"  {_first_line(cls)}", f"  hooks: {', '.join(_hooks_of(cls)) or 'none'}"]
+    if attrs.has(cls):
+        lines += [f"  {line}" for line in _options(cls)]
+    return "\n".join(lines)
+
+
+def _hooks_of(cls: type) -> list[str]:
+    return [
+        name
+        for name in manager.hook_names()
+        if hasattr(inspect.getattr_static(cls, name, None), "hookloop_impl")
+    ]
+
+
+def _options(cls: type, prefix: str = "") -> list[str]:
+    lines = []
+    for a in resolved_fields(cls):
+        if not a.init:
+            continue
+        name = f"{prefix}{a.alias or a.name}"
+        lines.append(f"{name}: {_default(a)}  # {a.metadata.get('help', '')}".rstrip(" #"))
+        if isinstance(a.type, type) and attrs.has(a.type):
+            lines += _options(a.type, f"{name}.")
+    return lines
+
+
+def _default(a: attrs.Attribute[Any]) -> str:
+    if a.default is attrs.NOTHING:
+        return f"<{type_in_words(a.type)}, required>"
+    if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]  # a class at run time
+        factory = a.default.factory
+        return str(factory()) if factory in (list, dict) else "..."
+    return "null" if a.default is None else str(a.default)
+
+
+def _first_line(item: object) -> str:
+    return (inspect.getdoc(item) or "").split("\n", maxsplit=1)[0]
+
+
+def order(listing: list[str]) -> str:
+    """Who answers each hook, in firing order."""
+    rows = manager.firing_order(listing)
+    width = max(len(hook) for hook, _ in rows)
+    table = "\n".join(f"{hook:<{width}}  {' > '.join(names) or '-'}" for hook, names in rows)
+    return f"{table}\n\n(name is a wrapper around all that follow it in its line"
+
+
+def hooks() -> str:
+    """The hook reference, in Markdown, from the specifications' own words."""
+    parts = ["# Hooks", inspect.getdoc(hookspecs) or ""]
+    for name in manager.hook_names():
+        function = getattr(hookspecs, name)
+        kind = "the first answer counts" if function.hookloop_spec["firstresult"] else "all are called"
+        signature = str(inspect.signature(function)).replace("'", "")
+        parts.append(
+            f"## {name}\n\n```python\ndef {name}{signature}\n```\n\n*{kind}*\n\n{inspect.getdoc(function)}"
+        )
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,225 @@
+"""From names to plugin objects to a run: discovery, selection, construction, firing order."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+import attrs
+import pluggy
+from attrs import frozen
+
+from hookloop import hookspecs
+from hookloop.config import build, options_of, suggestion
+from hookloop.core import Run
+from hookloop.errors import ConfigError, HookloopError
+from hookloop.settings import RunConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from importlib.metadata import EntryPoint
+
+    import torch
+    from structlog.typing import FilteringBoundLogger
+
+    from hookloop.yamlfile import Document, Plain
+
+GROUP = "hookloop"
+ALWAYS = (
+    "optimization",
+    "validation",
+    "train_evaluation",
+    "generation",
+    "progress",
+    "jsonl",
+    "signals",
+    "checkpoint",
+)
+"""The plugins that are on unless ``no:NAME`` is listed, in firing order, after those listed."""
+
+
+@frozen
+class Assembly:
+    """A checked configuration: what to run, with which plugins, and what people should know."""
+
+    config: RunConfig
+    plugins: Mapping[str, object]
+    document: Mapping[str, Plain]
+    """Every option of every part, defaults too."""
+    notes: Sequence[str]
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Every plugin that is installed, by name, without importing any.
+
+    :raises HookloopError: where two distributions offer one name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        other = found.setdefault(entry.name, entry)
+        if other.value != entry.value:
+            raise HookloopError(
+                f"plugin '{entry.name}': offered by {source(other)} and {source(entry)}; uninstall one"
+            )
+    return found
+
+
+def source(entry: EntryPoint) -> str:
+    """The distribution an entry point comes from, with its version."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
+
+
+def select(listing: Sequence[str]) -> list[str]:
+    """The names to run, in firing order: those listed, then those that are always on.
+
+    :raises ConfigError: for names that are not installed, are listed twice or cannot be left out.
+    """
+    available = installed()
+    left_out = {name.removeprefix("no:") for name in listing if name.startswith("no:")}
+    named = [name for name in listing if not name.startswith("no:")]
+    problems = [
+        f"--plugins: {name}: not installed{suggestion(name, available)}; there are {', '.join(sorted(available))}"
+        for name in sorted({*named, *left_out})
+        if name not in available
+    ]
+    problems += [f"--plugins: {name}: listed twice" for name in sorted(set(named)) if named.count(name) > 1]
+    problems += [f"--plugins: {name}: both listed and left out" for name in named if name in left_out]
+    if problems:
+        raise ConfigError(problems)
+    return named + [name for name in ALWAYS if name not in named and name not in left_out]
+
+
+def load(name: str) -> type:
+    """Import one plugin class.
+
+    :raises HookloopError: where the import fails, it is no plugin class or a hook method lacks its mark.
+    """
+    entry = installed()[name]
+    try:
+        cls = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise HookloopError(f"plugin '{name}' ({source(entry)}): cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and attrs.has(cls) and cls.__hash__):  # pluggy needs the hash
+        raise HookloopError(
+            f"plugin '{name}' ({source(entry)}): {entry.value} is no class marked @attrs.define(eq=False)"
+        )
+    unmarked = [
+        hook
+        for hook in hook_names()
+        if inspect.isfunction(method := inspect.getattr_static(cls, hook, None))
+        and not hasattr(method, "hookloop_impl")
+    ]
+    if unmarked:
+        raise HookloopError(
+            f"plugin '{name}': {', '.join(unmarked)}: named like a hook; mark it with @hookimpl"
+        )
+    return cls
+
+
+def hook_names() -> list[str]:
+    """Every hook, in firing order."""
+    return [name for name, item in vars(hookspecs).items() if hasattr(item, "hookloop_spec")]
+
+
+def assemble(document: Document, listing: Sequence[str] | None) -> Assembly:
+    """Check a whole configuration and construct its plugins.
+
+    :param listing: what ``--plugins`` says; else the configuration's own ``plugins:`` list counts.
+    :raises ConfigError: with every problem of every section, a line each.
+    """
+    problems: list[str] = []
+    names = select(_listing(document) if listing is None else listing)
+    available = installed()
+    notes = []
+    for section in document.data:
+        if section in available and section not in names:
+            notes.append(
+                f"{document.place((section,))}: {section}: plugin not listed, its section is left alone"
+            )
+        elif section not in ("run", "plugins", *available):
+            hint = suggestion(section, ("run", "plugins", *available))
+            problems.append(f"{document.place((section,))}: {section}: unknown section{hint}")
+    parts: dict[str, object] = {}
+    for name, cls in (("run", RunConfig), *((name, load(name)) for name in names)):
+        try:
+            parts[name] = build(cls, document, name)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    config = parts.pop("run")
+    assert isinstance(config, RunConfig)
+    resolved = {"run": options_of(config), **{name: options_of(plugin) for name, plugin in parts.items()}}
+    return Assembly(config, parts, resolved, notes)
+
+
+def _listing(document: Document) -> list[str]:
+    listed = document.data.get("plugins")
+    if listed is None:
+        return []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise ConfigError([f"{document.place(('plugins',))}: plugins: expected a list of names"])
+    return [str(name) for name in listed]
+
+
+def register(plugins: Mapping[str, object]) -> pluggy.PluginManager:
+    """A plugin manager that calls *plugins* in the order given.
+
+    :raises HookloopError: where a hook is misspelt or takes arguments that it does not have.
+    """
+    manager = pluggy.PluginManager("hookloop")
+    manager.add_hookspecs(hookspecs)
+    try:
+        for name, plugin in reversed(list(plugins.items())):  # pluggy calls the last registered first
+            manager.register(plugin, name=name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise HookloopError(" ".join(str(error).split())) from error
+    return manager
+
+
+def make_run(assembly: Assembly, events: FilteringBoundLogger) -> Run:
+    """The run that *assembly* describes, ready to be trained."""
+    return Run(
+        config=assembly.config,
+        manager=register(assembly.plugins),
+        plugins=assembly.plugins,
+        device=pick_device(assembly.config.device),
+        events=events,
+        document=assembly.document,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called *name*; ``auto`` is the first GPU if there is one.
+
+    :raises HookloopError: for a GPU that is not there.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device("cuda" if there["cuda"] else "cpu")
+    kind, _, index = name.partition(":")
+    if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
+        raise HookloopError(
+            f"run.device: {name}: not on this machine; expected {' or '.join(k for k in there if there[k])}"
+        )
+    return torch.device(name)
+
+
+def firing_order(listing: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """For each hook, who is called, in order; a wrapper is written ``(name``."""
+    plugins: dict[str, object] = {name: object.__new__(load(name)) for name in select(listing)}
+    manager = register(plugins)
+    return [
+        (
+            hook,
+            [
+                f"({impl.plugin_name}" if impl.wrapper or impl.hookwrapper else impl.plugin_name
+                for impl in reversed(getattr(manager.hook, hook).get_hookimpls())
+            ],
+        )
+        for hook in hook_names()
+    ]
