@@ -1,0 +1,76 @@
+"""The EDM formulation: preconditioning, training noise and loss weight.
+
+Source: Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*,
+NeurIPS 2022 (arXiv:2206.00364), Table 1, last column. Equation numbers are that paper's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Denoiser = Callable[[Tensor, Tensor], Tensor]
+    """``denoised = D(x, sigma)``: *x* is ``[batch, channel, lat, lon]``, *sigma* ``[batch]``."""
+
+
+class Backbone(Protocol):
+    """A network between the preconditioning: noisy field, condition and noise label in, field out."""
+
+    def __call__(self, noisy: Tensor, condition: Tensor, label: Tensor) -> Tensor:
+        """Map ``[batch, channel, lat, lon]`` fields and a ``[batch]`` label to a field like *noisy*."""
+
+
+def lognormal_sigma(
+    n: int, mean: float, std: float, *, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw *n* training noise levels with ln σ ~ N(mean, std²) (Table 1, "Training")."""
+    normal = torch.randn(n, device=device, generator=generator)
+    return (normal * std + mean).exp()
+
+
+def loss_weight(sigma: Tensor, sigma_data: float) -> Tensor:
+    """λ(σ) = (σ² + σ_data²) / (σ σ_data)²: every noise level starts with equal weight (Eq. 144 ff.)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def _per_sample(value: Tensor) -> Tensor:
+    return value.view(-1, 1, 1, 1)
+
+
+class Precondition(nn.Module):
+    """D(x; σ) = c_skip x + c_out F(c_in x; c_noise), Eq. 7, computed in float32 around the backbone.
+
+    :param backbone: the raw network F.
+    :param sigma_data: standard deviation of the clean fields, in their own (normalised) units.
+    """
+
+    def __init__(self, backbone: nn.Module, sigma_data: float = 1.0) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+        """Denoise *x* ``[batch, channel, lat, lon]`` of noise *sigma* ``[batch]``, given *condition*.
+
+        Returns float32 of the shape of *x*.
+        """
+        x = x.float()
+        s = _per_sample(sigma.float())
+        total = s**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / total
+        c_out = s * self.sigma_data * total.rsqrt()
+        c_in = total.rsqrt()
+        c_noise = sigma.float().log() / 4
+        raw: Tensor = self.backbone(c_in * x, condition, c_noise)
+        return c_skip * x + c_out * raw.float()
+
+
+def denoising_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """Weighted squared error per sample and channel, ``[batch, channel]`` (Eq. 2 with λ of Table 1)."""
+    error = (denoised.float() - clean).square().mean((-2, -1))
+    return error * loss_weight(sigma, sigma_data)[:, None]

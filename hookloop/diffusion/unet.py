@@ -1,0 +1,191 @@
+"""A residual U-Net with noise and condition inputs, for fields of any size.
+
+Sources: Ronneberger et al. 2015 (U-Net, arXiv:1505.04597); Ho et al. 2020 (noise embedding,
+arXiv:2006.11239); Dhariwal & Nichol 2021 (scale-shift normalisation, residual scaling by 1/√2 after
+Song et al. 2021, arXiv:2105.05233 and arXiv:2011.13456).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone uses
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Normalise groups of four channels or more, of any number of channels."""
+    return nn.GroupNorm(math.gcd(32, channels // 4 or 1, channels), channels)
+
+
+def _zeroed(module: nn.Module) -> nn.Module:
+    """Start a residual branch as nothing, so that every block starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class NoiseEmbedding(nn.Module):
+    """Sines and cosines of the noise label, through two linear layers."""
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        octaves = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2)
+        self.register_buffer("frequencies", 1000.0 * (1e-4**octaves), persistent=False)
+        self.layers = nn.Sequential(
+            nn.Linear(channels // 2 * 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Embed a ``[batch]`` label as ``[batch, width]``."""
+        angles = label[:, None] * self.frequencies
+        embedded: Tensor = self.layers(torch.cat([angles.cos(), angles.sin()], 1))
+        return embedded
+
+
+class Block(nn.Module):
+    """Two normalised 3 by 3 convolutions with the noise embedding as scale and shift between them."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = _norm(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(width, 2 * outputs)
+        self.norm2 = _norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map ``[batch, inputs, lat, lon]`` to ``[batch, outputs, lat, lon]``."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, 1)
+        h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        h = self.conv2(self.dropout(h))
+        out: Tensor = (self.skip(x) + h) * math.sqrt(0.5)
+        return out
+
+
+class Attention(nn.Module):
+    """Self-attention over all points of the (coarsest) grid."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[batch, channels, lat, lon]`` to the same shape."""
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(1))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, h, w)
+        out: Tensor = (x + self.out(mixed)) * math.sqrt(0.5)
+        return out
+
+
+class _Stage(nn.Module):
+    """One block, with attention after it where asked."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float, heads: int) -> None:
+        super().__init__()
+        self.block = Block(inputs, outputs, width, dropout)
+        self.attention = Attention(outputs, heads) if heads else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        out: Tensor = self.attention(self.block(x, embedding))
+        return out
+
+
+class UNet(nn.Module):
+    """The backbone F of the preconditioning: fields of any size, padded inside to what the levels need.
+
+    :param outputs: channels of the noisy field and of the answer.
+    :param condition: channels of the condition.
+    :param channels: channels of the first level.
+    :param multipliers: width of each level, in units of *channels*; each level halves the grid.
+    :param blocks: residual blocks a level.
+    :param attention: whether the coarsest level attends over all its points.
+    :param dropout: share of activations dropped inside each block while training.
+    """
+
+    def __init__(  # noqa: PLR0913 - the options of a configuration
+        self,
+        outputs: int,
+        condition: int,
+        *,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 2,
+        attention: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        width = 4 * channels
+        widths = [channels * m for m in multipliers]
+        self.levels = len(widths)
+        self.embedding = NoiseEmbedding(channels, width)
+        self.stem = nn.Conv2d(outputs + condition, widths[0], 3, padding=1)
+
+        def stage(inputs: int, out: int, level: int) -> _Stage:
+            heads = math.gcd(max(1, out // 64), out) if attention and level == self.levels - 1 else 0
+            return _Stage(inputs, out, width, dropout, heads)
+
+        self.down = nn.ModuleList()
+        self.shrink = nn.ModuleList()
+        skips, last = [widths[0]], widths[0]
+        for level, out in enumerate(widths):
+            stages = nn.ModuleList(stage(last if i == 0 else out, out, level) for i in range(blocks))
+            self.down.append(stages)
+            skips += [out] * blocks
+            last = out
+            if level < self.levels - 1:
+                self.shrink.append(nn.Conv2d(out, out, 3, stride=2, padding=1))
+                skips.append(out)
+        self.middle = stage(last, last, self.levels - 1)
+        self.up = nn.ModuleList()
+        self.grow = nn.ModuleList()
+        for level in reversed(range(self.levels)):
+            out = widths[level]
+            stages = nn.ModuleList()
+            for _ in range(blocks + 1):
+                stages.append(stage(last + skips.pop(), out, level))
+                last = out
+            self.up.append(stages)
+            if level:
+                self.grow.append(nn.Conv2d(out, out, 3, padding=1))
+        self.head = nn.Sequential(_norm(last), nn.SiLU(), _zeroed(nn.Conv2d(last, outputs, 3, padding=1)))
+
+    def forward(self, noisy: Tensor, condition: Tensor, label: Tensor) -> Tensor:
+        """Map *noisy* and *condition* ``[batch, ·, lat, lon]`` and *label* ``[batch]`` to *noisy*'s shape."""
+        height, width = noisy.shape[-2:]
+        unit = 2 ** (self.levels - 1)
+        x = torch.cat([noisy, condition], 1)
+        x = F.pad(x, (0, -width % unit, 0, -height % unit), mode="replicate")
+        embedding = self.embedding(label)
+        x = self.stem(x)
+        skips = [x]
+        for level, stages in enumerate(self.down):
+            for stage in stages:  # type: ignore[attr-defined]
+                x = stage(x, embedding)
+                skips.append(x)
+            if level < self.levels - 1:
+                x = self.shrink[level](x)
+                skips.append(x)
+        x = self.middle(x, embedding)
+        for level, stages in enumerate(self.up):
+            for stage in stages:  # type: ignore[attr-defined]
+                x = stage(torch.cat([x, skips.pop()], 1), embedding)
+            if level < self.levels - 1:
+                x = self.grow[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.head(x)
+        return out[..., :height, :width]
