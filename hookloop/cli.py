@@ -42,10 +42,7 @@ class Commands(click.Group):
         """One command, imported if it is not ours."""
         own = super().get_command(ctx, name)
         if own is None and name in (offered := self._offered()):
-            (entry,) = entry_points(group="hookloop.commands", name=offered[name])
-            loaded = entry.load()
-            assert isinstance(loaded, click.Command), f"{entry.value} is no click command"
-            return loaded
+            return _load_command(offered[name])
         return own
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -56,6 +53,25 @@ class Commands(click.Group):
             rows.append((name, own.get_short_help_str(80) if own else "from a plugin; see its --help"))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def _load_command(name: str) -> click.Command:
+    """Import one offered command.
+
+    :raises HookloopError: where two distributions offer it or it cannot be imported.
+    """
+    entries = {entry.value: entry for entry in entry_points(group="hookloop.commands", name=name)}
+    if len(entries) > 1:
+        found = " and ".join(sorted(entry.dist.name if entry.dist else "?" for entry in entries.values()))
+        raise HookloopError(f"command '{name}': offered by {found}; uninstall one")
+    ((value, entry),) = entries.items()
+    try:
+        loaded = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise HookloopError(f"command '{name}' ({value}): cannot be imported: {error}") from error
+    if not isinstance(loaded, click.Command):
+        raise HookloopError(f"command '{name}' ({value}): found no click command there")
+    return loaded
 
 
 class InitCommands(Commands):
@@ -107,7 +123,7 @@ def run(
         events = logs.events_to(where / "log.jsonl")
         for note in assembly.notes:
             events.info("section.skipped", note=note)
-        records.write_config(where, assembly.document, list(assembly.plugins))
+        records.write_config(where, assembly.document, manager.listing_of(list(assembly.plugins)))
         records.write_environment(where)
         this = manager.make_run(assembly, events)
         train(this)
@@ -119,12 +135,13 @@ def run(
 
 
 def _check_directory(where: Path, *, fresh: bool) -> None:
-    if fresh and where.exists() and any(where.iterdir()):
-        raise HookloopError(f"{where}: not empty, and --fresh expects an empty or absent directory")
     try:
         where.mkdir(parents=True, exist_ok=True)
+        used = any(where.iterdir())
     except OSError as error:
         raise HookloopError(f"{where}: cannot be written: {error.strerror}; choose another --dir") from error
+    if fresh and used:
+        raise HookloopError(f"{where}: not empty, and --fresh expects an empty or absent directory")
 
 
 def _assemble(
@@ -139,9 +156,10 @@ def _assemble(
         raise HookloopError(f"{config}: cannot be read: {reason}") from error
     document = yamlfile.read(text, str(config), overrides)
     if directory is not None:
-        section = document.data.setdefault("run", {})
-        if isinstance(section, dict):
-            section["dir"] = directory
+        section = document.data.get("run")
+        if section is None or isinstance(section, dict):
+            document.data["run"] = {**(section or {}), "dir": directory}
+            document.places["run", "dir"] = "--dir"
     return manager.assemble(document, plugins)
 
 
@@ -184,11 +202,10 @@ def hooks(plugins: list[str] | None, *, order: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Answer with an exit code: 0 finished, 1 a crash, 2 the user's mistake, 75 and 128+N stopped, resumable."""
+    """Answer with an exit code: 0 finished, 1 a crash, 2 the user's mistake, 75 and 128+N resumable."""
     try:
-        cli.main(args=argv, prog_name="hookloop", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        code = cli.main(args=argv, prog_name="hookloop", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)  # an int is what a command gave to ctx.exit
     except click.Abort:
         sys.exit(130)
     except click.ClickException as error:

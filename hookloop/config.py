@@ -53,14 +53,14 @@ def build(cls: type[T], document: Document, section: str) -> T:
 
 
 def options_of(instance: object) -> dict[str, Plain]:
-    """The options of an attrs object as plain data: what to write to make the same object."""
+    """Give the options of an attrs object as plain data: what to write to make the same object."""
     return {
         name: cast("Plain", _plain(getattr(instance, a.name))) for name, a in _option_fields(type(instance))
     }
 
 
 def learned_options(instance: object) -> dict[str, Plain]:
-    """The options that change what is learnt or in which order, flat, by dotted name."""
+    """Give the options that change what is learnt or in which order, flat, by dotted name."""
     options = options_of(instance)
     flat: dict[str, Plain] = {}
     for name, a in _option_fields(type(instance)):
@@ -98,7 +98,7 @@ def _plain(value: object) -> object:
 
 
 def resolved_fields(cls: type) -> tuple[attrs.Attribute[Any], ...]:
-    """The fields of an attrs class with the types of its options resolved.
+    """Give the fields of an attrs class with the types of its options resolved.
 
     State (``init=False``) keeps whatever it was annotated with, so a plugin may annotate it with types
     that are only imported for checking.
@@ -263,7 +263,7 @@ def _structure_union(kind: Any) -> Callable[[object, object], object]:
 
 
 def type_in_words(kind: Any) -> str:
-    """A type as a person would say it."""
+    """Say a type as a person would."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Union, UnionType):

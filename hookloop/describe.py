@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from typing import Any
 
 import attrs
@@ -23,11 +24,9 @@ def _plugin(name: str) -> str:
     try:
         cls = manager.load(name)
     except Exception as error:  # noqa: BLE001 - one broken plugin must not hide the others
-        return f"{head}\n  broken: {error}"
-    lines = [head, f"  {_first_line(cls)}", f"  hooks: {', '.join(_hooks_of(cls)) or 'none'}"]
-    if attrs.has(cls):
-        lines += [f"  {line}" for line in _options(cls)]
-    return "\n".join(lines)
+        return f"{head}\n  broken: {' '.join(str(error).split())}"
+    lines = [_first_line(cls), f"hooks: {', '.join(_hooks_of(cls)) or 'none'}", *_options(cls)]
+    return "\n  ".join([head, *lines])
 
 
 def _hooks_of(cls: type) -> list[str]:
@@ -53,10 +52,11 @@ def _options(cls: type, prefix: str = "") -> list[str]:
 def _default(a: attrs.Attribute[Any]) -> str:
     if a.default is attrs.NOTHING:
         return f"<{type_in_words(a.type)}, required>"
-    if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]  # a class at run time
-        factory = a.default.factory
-        return str(factory()) if factory in (list, dict) else "..."
-    return "null" if a.default is None else str(a.default)
+    make = getattr(a.default, "factory", None)
+    value = make() if make else a.default
+    if isinstance(value, str):
+        return value
+    return "..." if attrs.has(type(value)) else json.dumps(value, default=str)
 
 
 def _first_line(item: object) -> str:
@@ -72,7 +72,7 @@ def order(listing: list[str]) -> str:
 
 
 def hooks() -> str:
-    """The hook reference, in Markdown, from the specifications' own words."""
+    """Write the hook reference, in Markdown, from the specifications' own words."""
     parts = ["# Hooks", inspect.getdoc(hookspecs) or ""]
     for name in manager.hook_names():
         function = getattr(hookspecs, name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Hashable
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 import pluggy
@@ -66,12 +67,12 @@ def installed() -> dict[str, EntryPoint]:
 
 
 def source(entry: EntryPoint) -> str:
-    """The distribution an entry point comes from, with its version."""
+    """Name the distribution an entry point comes from, with its version."""
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown distribution"
 
 
 def select(listing: Sequence[str]) -> list[str]:
-    """The names to run, in firing order: those listed, then those that are always on.
+    """Choose the names to run, in firing order: those listed, then those that are always on.
 
     :raises ConfigError: for names that are not installed, are listed twice or cannot be left out.
     """
@@ -79,8 +80,9 @@ def select(listing: Sequence[str]) -> list[str]:
     left_out = {name.removeprefix("no:") for name in listing if name.startswith("no:")}
     named = [name for name in listing if not name.startswith("no:")]
     problems = [
-        f"--plugins: {name}: not installed{suggestion(name, available)}; there are {', '.join(sorted(available))}"
-        for name in sorted({*named, *left_out})
+        f"--plugins: {name}: not installed{suggestion(name, available)}; "
+        f"there are {', '.join(sorted(available))}"
+        for name in dict.fromkeys((*named, *sorted(left_out)))
         if name not in available
     ]
     problems += [f"--plugins: {name}: listed twice" for name in sorted(set(named)) if named.count(name) > 1]
@@ -90,17 +92,26 @@ def select(listing: Sequence[str]) -> list[str]:
     return named + [name for name in ALWAYS if name not in named and name not in left_out]
 
 
+def listing_of(names: Sequence[str]) -> list[str]:
+    """Write the list for ``--plugins`` that selects exactly *names*, in their order."""
+    return [*names, *(f"no:{name}" for name in ALWAYS if name not in names)]
+
+
 def load(name: str) -> type:
     """Import one plugin class.
 
-    :raises HookloopError: where the import fails, it is no plugin class or a hook method lacks its mark.
+    :raises HookloopError: where it is not installed, cannot be imported or is no plugin class, or where a
+        hook method lacks its mark.
     """
-    entry = installed()[name]
+    available = installed()
+    if name not in available:
+        raise HookloopError(f"plugin '{name}': not installed{suggestion(name, available)}")
+    entry = available[name]
     try:
         cls = entry.load()
     except (ImportError, AttributeError) as error:
         raise HookloopError(f"plugin '{name}' ({source(entry)}): cannot be imported: {error}") from error
-    if not (isinstance(cls, type) and attrs.has(cls) and cls.__hash__):  # pluggy needs the hash
+    if not (isinstance(cls, type) and attrs.has(cls) and issubclass(cls, Hashable)):
         raise HookloopError(
             f"plugin '{name}' ({source(entry)}): {entry.value} is no class marked @attrs.define(eq=False)"
         )
@@ -148,8 +159,7 @@ def assemble(document: Document, listing: Sequence[str] | None) -> Assembly:
             problems.extend(error.problems)
     if problems:
         raise ConfigError(problems)
-    config = parts.pop("run")
-    assert isinstance(config, RunConfig)
+    config = cast("RunConfig", parts.pop("run"))
     resolved = {"run": options_of(config), **{name: options_of(plugin) for name, plugin in parts.items()}}
     return Assembly(config, parts, resolved, notes)
 
@@ -164,7 +174,7 @@ def _listing(document: Document) -> list[str]:
 
 
 def register(plugins: Mapping[str, object]) -> pluggy.PluginManager:
-    """A plugin manager that calls *plugins* in the order given.
+    """Make a plugin manager that calls *plugins* in the order given.
 
     :raises HookloopError: where a hook is misspelt or takes arguments that it does not have.
     """
@@ -180,7 +190,7 @@ def register(plugins: Mapping[str, object]) -> pluggy.PluginManager:
 
 
 def make_run(assembly: Assembly, events: FilteringBoundLogger) -> Run:
-    """The run that *assembly* describes, ready to be trained."""
+    """Make the run that *assembly* describes, ready to be trained."""
     return Run(
         config=assembly.config,
         manager=register(assembly.plugins),
@@ -192,7 +202,7 @@ def make_run(assembly: Assembly, events: FilteringBoundLogger) -> Run:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called *name*; ``auto`` is the first GPU if there is one.
+    """Find the device called *name*; ``auto`` is the first GPU if there is one.
 
     :raises HookloopError: for a GPU that is not there.
     """

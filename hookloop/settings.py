@@ -70,3 +70,20 @@ class RunConfig:
         if self.time_limit is None:
             return None
         return sum(int(n) * _UNITS[unit] for n, unit in re.findall(r"(\d+)([dhms])", self.time_limit))
+
+
+def epoch_slice(_instance: object, _attribute: Attribute[str], value: str) -> None:
+    """Validate a slice of epochs written as text, such as ``::5``, ``-2:`` or ``1::2``."""
+    if not re.fullmatch(r"(-?\d+)?:(-?\d+)?(:(-?0*[1-9]\d*)?)?", value):
+        raise ValueError(f"expected a slice of epochs such as '::5' or '-2:', found {value!r}")
+
+
+def epochs_in(text: str | None, max_epochs: int) -> range:
+    """The epochs in a Python slice over ``range(max_epochs + 1)``, written as text; none for ``None``.
+
+    Epochs are counted from 1, so 0 never occurs, and ``-1:`` is the last one.
+    """
+    if text is None:
+        return range(0)
+    parts = [int(part) if part else None for part in text.split(":")]
+    return range(max_epochs + 1)[slice(*parts)]

@@ -153,7 +153,7 @@ class _Reader:
 
 
 def dotted(path: Path) -> str:
-    """``("a", "b", 0)`` as a person writes it: ``a.b[0]``."""
+    """Write ``("a", "b", 0)`` as a person does: ``a.b[0]``."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
 

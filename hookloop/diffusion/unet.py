@@ -38,7 +38,7 @@ class NoiseEmbedding(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         octaves = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2)
-        self.register_buffer("frequencies", 1000.0 * (1e-4**octaves), persistent=False)
+        self.register_buffer("frequencies", 32.0 * (1e-3**octaves), persistent=False)
         self.layers = nn.Sequential(
             nn.Linear(channels // 2 * 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
@@ -118,7 +118,7 @@ class UNet(nn.Module):
     :param dropout: share of activations dropped inside each block while training.
     """
 
-    def __init__(  # noqa: PLR0913 - the options of a configuration
+    def __init__(
         self,
         outputs: int,
         condition: int,

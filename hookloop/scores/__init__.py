@@ -1,0 +1,1 @@
+"""Scores as pure functions: nothing here knows a hook, a run or a logger."""

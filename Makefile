@@ -1,0 +1,50 @@
+# Two commands: `make demo` runs the main job on embedded data, `make test` passes the tests.
+# Each creates what it needs in .venv, from Python 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO ?= demo
+
+.PHONY: demo test check docs format benchmark clean
+
+demo: .venv/installed
+	rm -rf $(DEMO)
+	$(BIN)/hookloop init downscaling $(DEMO)
+	$(BIN)/hookloop run $(DEMO)/cfg.yaml
+	$(BIN)/hookloop compare $(DEMO)/run --exact $(DEMO)/exact.json
+
+test: .venv/developing
+	$(BIN)/python -m pytest
+
+check: .venv/developing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/write.py --check
+
+docs: .venv/developing
+	$(BIN)/python docs/write.py
+
+format: .venv/developing
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+benchmark: .venv/developing
+	$(BIN)/python benchmarks/overhead.py
+
+.venv/created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hookloop needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/installed: .venv/created pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+.venv/developing: .venv/installed
+	$(PIP) -e '.[dev]' -e examples/hookloop-ceiling
+	touch $@
+
+clean:
+	rm -rf .venv $(DEMO)

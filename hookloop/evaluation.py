@@ -1,0 +1,55 @@
+"""Mean losses without learning: what validation and the evaluation on training data share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from hookloop.core import Run
+    from hookloop.task import Order
+
+from contextlib import contextmanager
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put *model* into evaluation mode for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@torch.inference_mode()
+def mean_losses(
+    run: Run, split: str, *, epoch: int = 0, batches: int | None = None, order: Order = "main"
+) -> dict[str, float] | None:
+    """Losses by name, averaged over the samples of *split*; ``None`` if asked to stop meanwhile.
+
+    The noise of batch *i* is the same at every call, so that epochs can be compared.
+
+    :param batches: look at no more than this many batches.
+    """
+    data = run.task.data[split]
+    sums: dict[str, torch.Tensor] = {}
+    samples = 0
+    with evaluating(run.task.model):
+        for i, batch in enumerate(data.batches(epoch, 0, batches, order)):
+            if run.stopping:
+                return None
+            torch.manual_seed(run.seed("evaluate", i))
+            size = min(data.batch_size, data.n_samples - i * data.batch_size)
+            with run.optimization.autocast():
+                losses = run.task.loss(batch)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.detach().float() * size
+            samples += size
+    return {name: float(total) / samples for name, total in sums.items()}

@@ -1,0 +1,48 @@
+"""Generate ensembles window by window, without knowing what a window or its state is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import evolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hookloop.core import Run
+    from hookloop.task import Generative, Paired, Window
+
+
+def ensembles(
+    run: Run, task: Generative, *, members: int, max_batch: int, limit: int | None
+) -> Iterator[tuple[Window, Paired]]:
+    """Yield each validation window with all its members; end early once the run is asked to stop.
+
+    Member *k* of a case is seeded by the run, the case and *k* alone, so it is the same for any *max_batch*.
+
+    :param max_batch: fields generated at once; a larger ensemble is generated in parts, each with a state of
+        its own.
+    :param limit: cases in all; the task chooses them, ``None`` for all.
+    """
+    parts = [range(start, min(start + max_batch, members)) for start in range(0, members, max_batch)]
+    states = [task.initial_condition("validation") for _ in parts]
+    for window in task.windows("validation", max(1, max_batch // members), limit):
+        generated = []
+        for i, part in enumerate(parts):
+            if run.stopping:
+                return
+            seeds = [[run.seed("sample", case, member) for member in part] for case in window.cases]
+            paired, states[i] = task.predict_paired(states[i], window, seeds)
+            generated.append(paired)
+        yield window, _joined(generated)
+
+
+def _joined(parts: Sequence[Paired]) -> Paired:
+    """Put the members of all parts beside one another."""
+    return evolve(
+        parts[0],
+        prediction={
+            name: torch.cat([part.prediction[name] for part in parts], 1) for name in parts[0].prediction
+        },
+    )

@@ -1,0 +1,102 @@
+"""How weights move: one optimizer step from one loss, with precision, clipping and accumulation."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+
+
+@define(eq=False)
+class Optimization:
+    """The optimizer and what belongs to a step of it; one state dict for all."""
+
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    precision: torch.dtype = torch.float32
+    clip_norm: float | None = None
+    accumulate: int = 1
+    pending: int = field(default=0, init=False)
+    """Batches whose gradients wait for the next update."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer moves, in its own order."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the last update, or of the next one if it has been set since."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the model runs: bfloat16 where that is the precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    def update(self, loss: Tensor) -> Mapping[str, Tensor]:
+        """Move the weights down the gradient of *loss*, or only add to it while accumulating.
+
+        :returns: the gradient's norm before clipping, on the device, where it is clipped.
+        """
+        (loss / self.accumulate if self.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        self.pending += 1
+        if self.pending < self.accumulate:
+            return {}
+        self.pending = 0
+        measured = {}
+        if self.clip_norm is not None:
+            measured["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return measured
+
+    def state_dict(self) -> dict[str, object]:
+        """The moments, and the gradients that wait."""
+        state: dict[str, object] = {"optimizer": self.optimizer.state_dict(), "pending": self.pending}
+        if self.pending:
+            state["gradients"] = [p.grad for p in self.parameters]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Take over the moments, the rates and the waiting gradients; other options stay as configured."""
+        options = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        for group, configured in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(configured)  # torch has just put the saved ones there
+        self.pending = int(state["pending"])  # type: ignore[call-overload]
+        for p, gradient in zip(self.parameters, state.get("gradients", ()), strict=False):  # type: ignore[call-overload]
+            p.grad = None if gradient is None else gradient.to(p.device)
+
+
+def warm_up(position: float, length: float) -> float:
+    """Rise linearly to 1 over *length*: 1/length at the first position."""
+    return min(1.0, (position + 1) / length) if length else 1.0
+
+
+def cosine(position: float, total: float, floor: float) -> float:
+    """Fall from 1 to *floor* along half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983, Eq. 5).
+
+    A *total* below 1, which a warm-up leaves that is as long as the run, is a fall at position 1.
+    """
+    share = min(1.0, position / max(total, 1.0))
+    return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
+
+
+def steps(position: float, milestones: Sequence[float], gamma: float) -> float:
+    """Multiply by *gamma* at each milestone passed."""
+    return gamma ** sum(position >= milestone for milestone in milestones)

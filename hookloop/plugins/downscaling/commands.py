@@ -1,0 +1,55 @@
+"""``hookloop init downscaling``: sample data and a configuration that runs as it is."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+
+@click.command("downscaling")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--size", default=32, show_default=True, type=click.IntRange(4), help="Fine cells along a side."
+)
+@click.option(
+    "--factor",
+    default=4,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Fine cells to a coarse one along a side.",
+)
+@click.option("--times", default=1024, show_default=True, type=click.IntRange(1), help="Hours to train on.")
+@click.option(
+    "--validation-times", default=48, show_default=True, type=click.IntRange(1), help="Hours to validate on."
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="The same seed, the same data."
+)
+def init_downscaling(
+    directory: Path, size: int, factor: int, times: int, validation_times: int, seed: int
+) -> None:
+    """Write sample data and a cfg.yaml that runs as it is into DIR, which must be new or empty.
+
+    Nothing is downloaded: the fields are synthetic, and the best possible answer is known (exact.json).
+    """
+    # Help must not wait for torch.
+    from hookloop.plugins.downscaling.sample import write
+    from hookloop.plugins.downscaling.synthetic import Recipe
+
+    write(directory, Recipe(n=size, factor=factor), times, validation_times, seed)
+    config = shlex.quote(str(directory / "cfg.yaml"))
+    click.echo("Check and run it with:")
+    click.echo(f"  hookloop config check {config}")
+    click.echo(f"  hookloop run {config}")
+
+
+@click.command("compare")
+@click.argument("directory", metavar="RUN_DIR", type=click.Path(path_type=Path))
+@click.option("--exact", type=click.Path(path_type=Path), help="exact.json beside the sample data.")
+def compare(directory: Path, exact: Path | None) -> None:
+    """Print the scores of a run's last inference beside bicubic interpolation and, if known, the exact answer."""
+    from hookloop.plugins.downscaling.comparison import table
+
+    click.echo(table(directory, exact))

@@ -1,0 +1,275 @@
+"""The downscaling task: what the network is given, what it learns, how fields are generated."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import define
+from torch import Tensor, nn
+
+from hookloop.diffusion.edm import Precondition, denoising_loss, lognormal_sigma
+from hookloop.diffusion.solvers import dpmpp_2m, heun, karras_schedule
+from hookloop.errors import HookloopError
+from hookloop.plugins.downscaling.dataset import PairBatch, PairedData, upsample, with_halo
+from hookloop.plugins.downscaling.normalize import Scale, statistics
+from hookloop.plugins.downscaling.pairs import open_pair
+from hookloop.plugins.downscaling.statics import load_statics
+from hookloop.task import Paired, Window, independent_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from hookloop.core import Run
+    from hookloop.plugins.downscaling import Downscaling
+    from hookloop.plugins.downscaling.data_options import SplitConfig
+    from hookloop.plugins.downscaling.dataset import OrderSeed
+    from hookloop.plugins.downscaling.options import ModelConfig, SamplerConfig
+    from hookloop.plugins.downscaling.pairs import Pair
+    from hookloop.task import Data
+
+SOLVERS: Mapping[str, Callable[..., Tensor]] = {"dpmpp_2m": dpmpp_2m, "heun": heun}
+_CHANNELS = {"hour": 2, "season": 2, "latitude": 1, "longitude": 1}
+_DAYS = 365.2425
+_SAME_DEGREES = 1e-4
+
+
+class Downscaler(nn.Module):
+    """A denoiser of normalised targets and everything needed to make them from physical fields and back.
+
+    Scales, static fields and coordinates are buffers, so that any checkpoint is complete by itself.
+
+    :param config: the options of the model.
+    :param inputs: scale of the coarse variables.
+    :param targets: scale of what is generated: the residual, or the fine variables themselves.
+    :param statics: ``[static, lat, lon]``, normalised, on the fine grid; latitude and longitude in degrees.
+    """
+
+    input_mean: Tensor
+    input_std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+    statics: Tensor
+    latitude: Tensor
+    longitude: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        inputs: Scale,
+        targets: Scale,
+        statics: Tensor,
+        latitude: Tensor,
+        longitude: Tensor,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        buffers = {
+            "input_mean": inputs.mean,
+            "input_std": inputs.std,
+            "target_mean": targets.mean,
+            "target_std": targets.std,
+            "statics": statics,
+            "latitude": latitude,
+            "longitude": longitude,
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+        extra = sum(_CHANNELS[feature] for feature in config.features)
+        condition = len(config.inputs) + len(statics) + extra
+        self.denoiser = Precondition(config.backbone.build(len(config.outputs), condition))
+
+    @property
+    def inputs(self) -> Scale:
+        """Scale of the coarse variables."""
+        return Scale(self.input_mean, self.input_std)
+
+    @property
+    def targets(self) -> Scale:
+        """Scale of what is generated."""
+        return Scale(self.target_mean, self.target_std)
+
+    def condition(self, batch: PairBatch, upsampled: Tensor) -> Tensor:
+        """Everything the network is given, ``[batch, condition, lat, lon]``."""
+        height, width = upsampled.shape[-2:]
+        rows = batch.corner[:, 0, None] + torch.arange(height)
+        columns = batch.corner[:, 1, None] + torch.arange(width)
+        rows, columns = rows.to(upsampled.device), columns.to(upsampled.device)
+        parts = [self.inputs.normalize(upsampled)]
+        if len(self.statics):
+            parts.append(self.statics[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1))
+        latitude = self.latitude[rows][:, None, :, None].expand(-1, 1, height, width)
+        longitude = self.longitude[columns][:, None, None, :].expand(-1, 1, height, width)
+        parts += [self._feature(feature, batch, latitude, longitude) for feature in self.config.features]
+        return torch.cat(parts, 1).float()
+
+    def _feature(self, feature: str, batch: PairBatch, latitude: Tensor, longitude: Tensor) -> Tensor:
+        if feature == "hour":  # local solar time
+            return _circle(batch.hour.view(-1, 1, 1, 1) / 24 + longitude / 360)
+        if feature == "season":
+            return _circle((batch.day.view(-1, 1, 1, 1) / _DAYS).expand_as(latitude))
+        own, field = (self.latitude, latitude) if feature == "latitude" else (self.longitude, longitude)
+        return (field - own.mean()) / own.std()
+
+    def baseline(self, upsampled: Tensor) -> Tensor:
+        """Bicubic interpolation of the outputs' own coarse fields, ``[batch, output, lat, lon]``."""
+        return upsampled[:, [self.config.inputs.index(name) for name in self.config.outputs]]
+
+    def origin(self, upsampled: Tensor) -> Tensor:
+        """What the target is measured from: the baseline, or nothing."""
+        return self.baseline(upsampled) if self.config.residual else torch.zeros((), device=upsampled.device)
+
+
+def _circle(turns: Tensor) -> Tensor:
+    """An angle as sine and cosine, on the channel axis."""
+    return torch.cat([(2 * math.pi * turns).sin(), (2 * math.pi * turns).cos()], 1)
+
+
+@define(eq=False)
+class DownscalingTask:
+    """A :class:`hookloop.task.Generative`: one full sampling of each evaluation window, nothing carried on."""
+
+    model: Downscaler
+    data: Mapping[str, Data]
+    sampler: SamplerConfig
+    factor: int
+    units: Mapping[str, str]
+
+    def loss(self, batch: PairBatch) -> Mapping[str, Tensor]:
+        """The EDM denoising loss: its weighted mean over variables, and each variable's own."""
+        config = self.model.config
+        upsampled = upsample(batch.coarse, self.factor)
+        clean = self.model.targets.normalize(batch.fine - self.model.origin(upsampled))
+        sigma = lognormal_sigma(len(batch), config.noise.mean, config.noise.std, device=clean.device)
+        noisy = clean + sigma.view(-1, 1, 1, 1) * torch.randn_like(clean)
+        denoised = self.model.denoiser(noisy, sigma, self.model.condition(batch, upsampled))
+        losses = denoising_loss(denoised, clean, sigma, sigma_data=1.0).mean(0)
+        weights = [config.loss_weights.get(name, 1.0) for name in config.outputs]
+        total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
+        return {
+            "loss": total,
+            **{f"loss/{name}": loss for name, loss in zip(config.outputs, losses, strict=True)},
+        }
+
+    def windows(self, split: str, size: int, limit: int | None = None) -> Sequence[Window]:
+        """The times of *split* in order, *size* at a time."""
+        return independent_windows(split, self._paired(split).n_cases, size, limit)
+
+    def initial_condition(self, split: str) -> None:
+        """Nothing is carried from one window to the next."""
+
+    def predict_paired(
+        self, state: None, window: Window, seeds: Sequence[Sequence[int]]
+    ) -> tuple[Paired, None]:
+        """Generate one member for each seed of each case, whole fields."""
+        data = self._paired(window.split)
+        batch = data.cases(window.cases)
+        upsampled = upsample(batch.coarse, self.factor)
+        members = len(seeds[0])
+        condition = self.model.condition(batch, upsampled).repeat_interleave(members, 0)
+        shape = (len(self.model.config.outputs), *upsampled.shape[-2:])
+        noise = torch.stack([_noise(seed, shape, upsampled.device) for case in seeds for seed in case])
+        sampler = self.sampler
+        generated = SOLVERS[sampler.solver](
+            lambda x, sigma: self.model.denoiser(x, sigma, condition),
+            noise,
+            karras_schedule(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho),
+        )
+        fields = self.model.targets.denormalize(generated) + _repeated(self.model.origin(upsampled), members)
+        members_of = fields.view(len(batch), members, *fields.shape[1:])
+        return self._paired_fields(data, batch, upsampled, members_of), state
+
+    def _paired(self, split: str) -> PairedData:
+        data = self.data[split]
+        assert isinstance(data, PairedData)
+        return data
+
+    def _paired_fields(self, data: PairedData, batch: PairBatch, upsampled: Tensor, fields: Tensor) -> Paired:
+        config = self.model.config
+        baseline = self.model.baseline(upsampled)
+        return Paired(
+            prediction={name: fields[:, :, i] for i, name in enumerate(config.outputs)},
+            target={name: batch.fine[:, i] for i, name in enumerate(config.outputs)},
+            baseline={name: baseline[:, i] for i, name in enumerate(config.outputs)},
+            coarse={name: data.inside(batch.coarse)[:, i] for i, name in enumerate(config.inputs)},
+            latitude=self.model.latitude.tolist(),
+            longitude=self.model.longitude.tolist(),
+            labels=[str(time)[:16] for time in batch.times],
+            units=self.units,
+        )
+
+
+def _repeated(origin: Tensor, members: int) -> Tensor:
+    return origin.repeat_interleave(members, 0) if origin.ndim else origin
+
+
+def _noise(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, device=device, generator=generator)
+
+
+def make_task(options: Downscaling, run: Run) -> DownscalingTask:
+    """Open and check the data, measure it, and build the network for it on the run's device."""
+    config = options.model
+    pair = open_pair(options.train, config.inputs, config.outputs)
+    statics = load_statics(options.statics, pair.fine_grid)
+    data = {"train": _split(options, options.train, pair, _order_seed(run), run)}
+    if options.validation is not None:
+        seen = open_pair(options.validation, config.inputs, config.outputs)
+        _refuse_other_grid(pair, seen)
+        data["validation"] = _split(options, options.validation, seen, None, run)
+    given = options.normalization.scale(config.inputs) if options.normalization else None
+    torch.manual_seed(run.seed("model"))
+    model = Downscaler(
+        config,
+        given or statistics(pair.coarse, config.inputs),
+        _target_scale(pair, config),
+        statics,
+        torch.as_tensor(pair.fine_grid.latitude, dtype=torch.float32),
+        torch.as_tensor(pair.fine_grid.longitude, dtype=torch.float32),
+    )
+    return DownscalingTask(model.to(run.device), data, options.sampler, pair.factor, pair.units)
+
+
+def _split(
+    options: Downscaling, split: SplitConfig, pair: Pair, order_seed: OrderSeed | None, run: Run
+) -> PairedData:
+    return PairedData(pair, options.patch, split.batch_size, order_seed, run.device, split.cache)
+
+
+def _order_seed(run: Run) -> OrderSeed:
+    return lambda epoch, order: run.seed(f"order/{order}", epoch)
+
+
+def _target_scale(pair: Pair, config: ModelConfig) -> Scale:
+    """The scale of what is generated, from the training split; the data have unit variance then."""
+    fields = pair.fine
+    if config.residual:
+        own = pair.coarse[:, [config.inputs.index(name) for name in config.outputs]]
+        fields = fields - upsample(with_halo(own), pair.factor)
+    return statistics(fields, config.outputs)
+
+
+def _refuse_other_grid(trained: Pair, seen: Pair) -> None:
+    """Validation must lie on the grid that is trained on: positions and static fields are that grid's."""
+    same = trained.factor == seen.factor and all(
+        here.shape == there.shape and (abs(here - there) < _SAME_DEGREES).all()
+        for here, there in (
+            (trained.fine_grid.latitude, seen.fine_grid.latitude),
+            (trained.fine_grid.longitude, seen.fine_grid.longitude),
+        )
+    )
+    if not same:
+        raise HookloopError(
+            f"downscaling.validation: grid {_extent(seen)}, expected that of downscaling.train, {_extent(trained)}; "
+            "give both the same lat and lon"
+        )
+
+
+def _extent(pair: Pair) -> str:
+    grid = pair.fine_grid
+    return (
+        f"{len(grid.latitude)}x{len(grid.longitude)} "
+        f"({grid.latitude[0]:g} to {grid.latitude[-1]:g} N, {grid.longitude[0]:g} to {grid.longitude[-1]:g} E)"
+    )

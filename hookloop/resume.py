@@ -1,0 +1,137 @@
+"""Going on where a run stopped: which checkpoint, whether it fits, and everything back in its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+
+from hookloop.config import learned_options
+from hookloop.errors import HookloopError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from hookloop.core import Run
+
+FORMAT = 1
+LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A plugin whose state belongs into a checkpoint: tensors and plain containers only."""
+
+    def state_dict(self) -> dict[str, object]:
+        """What to save."""
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Take it back."""
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """A plugin that averages the weights, and may validate with the average."""
+
+    def averaged_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """The model's state dict with the averages in it."""
+
+    def validation_weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
+        """The model's state dict as validation sees it, or ``None``."""
+
+
+def directory(run: Run) -> Path:
+    """Where the checkpoints of a run lie."""
+    return run.dir / "checkpoints"
+
+
+def learned(run: Run) -> dict[str, object]:
+    """The options that a resumed run may not change, by dotted name."""
+    parts = {"run": run.config, **run.plugins}
+    return {
+        f"{name}.{key}": value for name, part in parts.items() for key, value in learned_options(part).items()
+    }
+
+
+def read_latest(run: Run) -> tuple[Path, dict[str, object]] | None:
+    """The newest checkpoint that verifies, ``latest`` before ``previous``; ``None`` where there is none yet.
+
+    :raises HookloopError: where there are some but all are damaged.
+    """
+    from hookloop import files
+
+    damaged = []
+    for name in (LATEST, PREVIOUS):
+        path = directory(run) / name
+        if not path.exists():
+            continue
+        try:
+            return path, files.load(path)
+        except (files.DamagedError, OSError) as error:
+            damaged.append(str(error))
+            run.events.warning("checkpoint.damaged", reason=str(error), hint="trying the one before it")
+    if damaged:
+        raise HookloopError(f"no checkpoint can be read: {'; '.join(damaged)}; move them away to start anew")
+    return None
+
+
+def restore(run: Run, path: Path, state: Mapping[str, object]) -> None:
+    """Put the state read from *path* back into the model, the optimization, the plugins and the counters.
+
+    :raises HookloopError: where it is another format's, another model's, or made with other options.
+    """
+    if state.get("format") != FORMAT:
+        raise HookloopError(
+            f"{path}: format {state.get('format')}, expected {FORMAT}; use the hookloop that wrote it"
+        )
+    if "optimization" not in state:
+        raise HookloopError(f"{path}: holds weights only, expected the whole state of a run; move it away")
+    _refuse_changes(run, path, cast("Mapping[str, object]", state["learned"]))
+    load_weights(run.task.model, path, cast("Mapping[str, Tensor]", state["model"]))
+    run.optimization.load_state_dict(cast("Mapping[str, object]", state["optimization"]))
+    states = cast("Mapping[str, Mapping[str, object]]", state["plugins"])
+    for name, plugin in run.plugins.items():
+        if isinstance(plugin, Stateful):
+            if name in states:
+                plugin.load_state_dict(states[name])
+            else:
+                run.events.warning("plugin.without_state", plugin=name, path=str(path), hint="it starts anew")
+    for name in states.keys() - run.plugins.keys():
+        run.events.warning(
+            "plugin.dropped", plugin=name, hint="its state is in the checkpoint but it is not listed"
+        )
+    for name, value in cast("Mapping[str, int]", state["progress"]).items():
+        setattr(run.progress, name, value)
+
+
+def _refuse_changes(run: Run, path: Path, before: Mapping[str, object]) -> None:
+    now = learned(run)
+    changed = [
+        f"{key} ({before[key]!r} there, {now[key]!r} now)"
+        for key in sorted(before.keys() & now.keys())
+        if before[key] != now[key] and key not in run.config.allow_changes
+    ]
+    if changed:
+        raise HookloopError(
+            f"{path}: made with other options: {', '.join(changed)}; change them back, choose another --dir, "
+            "or list them in run.allow_changes"
+        )
+
+
+def load_weights(model: nn.Module, path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Load *weights* into *model*.
+
+    :raises HookloopError: naming the first keys that differ, where they are another model's.
+    """
+    own = model.state_dict()
+    odd = [f"{key} is missing" for key in own if key not in weights]
+    odd += [f"{key} is not in this model" for key in weights if key not in own]
+    odd += [
+        f"{key} is {tuple(weights[key].shape)} there, {tuple(own[key].shape)} here"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if odd:
+        raise HookloopError(f"{path}: a checkpoint of another model: {'; '.join(odd[:3])}")
+    model.load_state_dict(weights)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from attrs import evolve
+
+from hookloop.errors import HookloopError
+from hookloop.plugins.downscaling.dataset import HALO, PairBatch, PairedData, upsample
+from hookloop.plugins.downscaling.pairs import Grid, Pair
+from hookloop.plugins.downscaling.patches import PatchConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CPU = torch.device("cpu")
+FACTOR = 4
+TENSORS = ("coarse", "fine", "corner", "hour", "day")
+
+
+def make_pair(n_times: int = 10, lat: int = 6, lon: int = 8) -> Pair:
+    """Random fine fields and their block means, at odd hours."""
+    fine = torch.randn(n_times, 2, lat * FACTOR, lon * FACTOR, generator=torch.Generator().manual_seed(5))
+    return Pair(
+        coarse=F.avg_pool2d(fine, FACTOR),
+        fine=fine,
+        times=np.datetime64("2020-01-31T00", "ns") + np.arange(n_times) * np.timedelta64(3, "h"),
+        coarse_grid=Grid(np.arange(lat) + 0.5, np.arange(lon) + 0.5),
+        fine_grid=Grid((np.arange(lat * FACTOR) + 0.5) / FACTOR, (np.arange(lon * FACTOR) + 0.5) / FACTOR),
+        factor=FACTOR,
+        inputs=["a", "b"],
+        outputs=["a", "b"],
+        units={"a": "K", "b": "m"},
+    )
+
+
+def seed_of(epoch: int, order: str) -> int:
+    """Give a seed for each epoch and order."""
+    return 2 * epoch + (order == "alternate")
+
+
+def make_data(
+    patch: PatchConfig | None = None,
+    batch_size: int = 4,
+    order_seed: Callable[[int, str], int] | None = seed_of,
+    pair: Pair | None = None,
+) -> PairedData:
+    """Make a split on the CPU."""
+    return PairedData(pair or make_pair(), patch or PatchConfig(), batch_size, order_seed, CPU)
+
+
+def assert_equal(one: PairBatch, other: PairBatch) -> None:
+    """Two batches are the same, bit for bit."""
+    for name in TENSORS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    np.testing.assert_array_equal(one.times, other.times)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (3, 4), (1, 2), (0, 4), (3, 0)])
+def test_interpolating_a_patch_is_interpolating_the_field(corner: tuple[int, int]) -> None:
+    """Inside and at every edge of the domain, a patch with its halo gives the crop of the whole field."""
+    pair = make_pair()
+    data = make_data(PatchConfig(coarse=(3, 4), per_sample=200), batch_size=2000, pair=pair)
+    (batch,) = data.batches(0)
+    whole = F.interpolate(pair.coarse, scale_factor=FACTOR, mode="bicubic", align_corners=False)
+    number = (batch.corner == torch.tensor(corner) * FACTOR).all(1).nonzero()[0].item()
+    t = int(np.flatnonzero(pair.times == batch.times[number])[0])
+    i, j = (c * FACTOR for c in corner)
+    expected = whole[t, :, i : i + 12, j : j + 16]
+    torch.testing.assert_close(upsample(batch.coarse, FACTOR)[number], expected, atol=1e-5, rtol=0)
+
+
+def test_coarse_patch_is_the_mean_of_the_fine_one() -> None:
+    """Coarse without its halo and fine are the same place and time."""
+    data = make_data(PatchConfig(coarse=(2, 3), per_sample=5))
+    for batch in data.batches(3):
+        torch.testing.assert_close(data.inside(batch.coarse), F.avg_pool2d(batch.fine, FACTOR))
+        assert batch.coarse.shape[-2:] == (2 + 2 * HALO, 3 + 2 * HALO)
+        assert batch.corner.device == CPU
+
+
+def test_corner_says_where_the_patch_lies() -> None:
+    """The corner and the time of each patch find it in the fine field."""
+    pair = make_pair()
+    for batch in make_data(PatchConfig(coarse=(2, 3)), pair=pair).batches(1):
+        for n, (i, j) in enumerate(batch.corner.tolist()):
+            t = int(np.flatnonzero(pair.times == batch.times[n])[0])
+            assert torch.equal(batch.fine[n], pair.fine[t, :, i : i + 8, j : j + 12])
+
+
+def test_hour_and_day_are_those_of_the_times() -> None:
+    """Three-hourly times from 31 January on: hours 0, 3, … and days 30, 30.125, …."""
+    (batch,) = make_data(batch_size=10, order_seed=None).batches(0)
+    np.testing.assert_allclose(batch.hour, [0, 3, 6, 9, 12, 15, 18, 21, 0, 3])
+    np.testing.assert_allclose(batch.day, 30 + np.arange(10) / 8, rtol=1e-6)
+
+
+def test_lengths() -> None:
+    """Ten times with three patches each are 30 samples, eight batches of four, the last one short."""
+    data = make_data(PatchConfig(coarse=(2, 2), per_sample=3))
+    assert (data.n_cases, data.n_samples, data.batch_size, data.n_batches) == (10, 30, 4, 8)
+    assert [len(batch) for batch in data.batches(0)] == [4] * 7 + [2]
+
+
+@pytest.mark.parametrize("random_offset", [True, False])
+@pytest.mark.parametrize("order", ["main", "alternate"])
+def test_starting_later_is_the_tail(order: str, *, random_offset: bool) -> None:
+    """Batches from k to stop are those batches of the whole epoch, bit for bit."""
+    patch = PatchConfig(coarse=(2, 3), per_sample=3, random_offset=random_offset)
+    whole = list(make_data(patch).batches(7, order=order))
+    tail = list(make_data(patch).batches(7, start=3, stop=6, order=order))
+    assert len(tail) == 3
+    for one, other in zip(whole[3:6], tail, strict=True):
+        assert_equal(one, other)
+    assert list(make_data(patch).batches(7, start=8)) == []
+
+
+@pytest.mark.parametrize("other", [(4, "alternate"), (5, "main")])
+def test_another_order_has_the_same_times(other: tuple[int, str]) -> None:
+    """The alternate order and the next epoch are other shuffles of the same samples."""
+    data = make_data(PatchConfig(coarse=(2, 3), per_sample=3))
+
+    def times(epoch: int, order: str) -> list[np.datetime64]:
+        return [time for batch in data.batches(epoch, order=order) for time in batch.times]
+
+    assert times(4, "main") != times(*other)
+    assert Counter(times(4, "main")) == Counter(times(*other)) == dict.fromkeys(data.pair.times, 3)
+
+
+def test_patches_of_a_time_are_apart() -> None:
+    """The shuffle is over all patches: those of one time do not come in a row."""
+    data = make_data(PatchConfig(coarse=(2, 2), per_sample=4), batch_size=40)
+    (batch,) = data.batches(0)
+    together = (batch.times[1:] == batch.times[:-1]).mean()
+    assert together < 0.3  # 3/39 are expected of a shuffle; grouped by time it would be 30/39
+
+
+def test_validation_is_the_fields_in_order() -> None:
+    """Without a seed the samples are the whole fields in the order of time, in every epoch."""
+    pair = make_pair()
+    data = make_data(order_seed=None, pair=pair)
+    for epoch in (0, 3):
+        batches = list(data.batches(epoch))
+        np.testing.assert_array_equal(np.concatenate([b.times for b in batches]), pair.times)
+        assert torch.equal(torch.cat([b.fine for b in batches]), pair.fine)
+
+
+def test_validation_with_patches_is_the_same_each_epoch() -> None:
+    """Without a seed patches are drawn once and for all."""
+    data = make_data(PatchConfig(coarse=(2, 3), per_sample=2), order_seed=None)
+    for one, other in zip(data.batches(0), data.batches(5), strict=True):
+        assert_equal(one, other)
+
+
+def test_tiles_cover_each_field() -> None:
+    """Without random offsets, as many patches a sample as there are tiles cover every field once."""
+    pair = make_pair()
+    data = make_data(
+        PatchConfig(coarse=(3, 4), per_sample=4, random_offset=False), 100, order_seed=None, pair=pair
+    )
+    (batch,) = data.batches(0)
+    covered = torch.zeros(pair.fine.shape[0], *pair.fine.shape[-2:])
+    for time, (i, j) in zip(batch.times, batch.corner.tolist(), strict=True):
+        covered[int(np.flatnonzero(pair.times == time)[0]), i : i + 12, j : j + 16] += 1
+    assert (covered == 1).all()
+
+
+def test_tiles_take_turns() -> None:
+    """Without random offsets and with one patch a sample, a time shows another tile in the next epoch."""
+    data = make_data(PatchConfig(coarse=(3, 4), random_offset=False), 100)
+    seen = set()
+    for epoch in range(4):
+        (batch,) = data.batches(epoch)
+        first = int(np.flatnonzero(batch.times == data.pair.times[0])[0])
+        seen.add(tuple(batch.corner[first].tolist()))
+    assert seen == {(0, 0), (0, 16), (12, 0), (12, 16)}
+
+
+def test_cases_are_whole_fields() -> None:
+    """Cases are whole fields by number, whatever patches the split is trained on."""
+    pair = make_pair()
+    batch = make_data(PatchConfig(coarse=(2, 2)), pair=pair).cases(range(7, 9))
+    assert torch.equal(batch.fine, pair.fine[7:9])
+    assert torch.equal(batch.coarse[..., 2:-2, 2:-2], pair.coarse[7:9])
+    assert torch.equal(batch.coarse[..., 0, 2:-2], pair.coarse[7:9, :, 0])
+    assert batch.corner.tolist() == [[0, 0], [0, 0]]
+    np.testing.assert_array_equal(batch.times, pair.times[7:9])
+
+
+def test_patch_too_large() -> None:
+    """A patch that does not fit is refused before anything is served."""
+    with pytest.raises(HookloopError, match="7 x 2 coarse cells is larger than the grid of 6 x 8"):
+        make_data(PatchConfig(coarse=(7, 2)))
+
+
+def test_batch_names_its_times() -> None:
+    """In an error a batch says how large it is and when it is."""
+    batch = make_data(order_seed=None, batch_size=2).cases([0, 1])
+    assert str(batch) == "batch of 2 patches at 2020-01-31T00:00, 2020-01-31T03:00"
+    assert str(make_data(batch_size=10).cases(range(5))).endswith("06:00, …")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cache", ["ram", "device"])
+def test_gpu_gets_the_same_batches(cache: str) -> None:
+    """From pinned memory or from its own, a GPU gets what the CPU gets, in the same order."""
+    patch = PatchConfig(coarse=(2, 3), per_sample=3)
+    there = PairedData(make_pair(), patch, 4, seed_of, torch.device("cuda"), cache)
+    for one, other in zip(there.batches(2), make_data(patch).batches(2), strict=True):
+        assert one.fine.device.type == "cuda"
+        back = {name: getattr(one, name).cpu() for name in TENSORS}
+        assert_equal(evolve(one, **back), other)

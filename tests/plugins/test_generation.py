@@ -1,0 +1,387 @@
+"""Generation while training, with a task whose members are known normal numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pluggy
+import pytest
+import scoringrules  # type: ignore[import-untyped]
+import structlog
+import torch
+from attrs import define, field
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import hookloop.hookspecs
+from hookloop.core import Progress, Run
+from hookloop.errors import Diverged, HookloopError
+from hookloop.hookspecs import hookimpl
+from hookloop.optimization import Optimization
+from hookloop.plugins.generation import Generation
+from hookloop.settings import RunConfig
+from hookloop.task import Paired, Window, independent_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+SHAPE = (6, 4)
+NAMES = ("t2m", "wind/u")
+
+
+def normal(seed: int) -> Tensor:
+    """Draw a field that is a function of its seed alone."""
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+@define(eq=False)
+class Learnable:
+    """A task that can only be trained."""
+
+    model: nn.Module = field(factory=lambda: nn.Sequential(nn.Linear(1, 1), nn.Dropout()))
+    data: Mapping[str, Any] = field(factory=lambda: {"train": None, "validation": None})
+
+    def loss(self, batch: object) -> Mapping[str, Tensor]:
+        """Nothing is learnt here."""
+        raise NotImplementedError(batch)
+
+
+@define(eq=False)
+class NormalTask(Learnable):
+    """Members are standard normal fields of their seeds; the truth of a case is drawn from its number."""
+
+    n_cases: int = 5
+    calls: list[tuple[tuple[int, ...], int]] = field(factory=list)
+    """Cases and members of each call."""
+    states: list[object] = field(factory=list)
+    poison: int | None = None
+    """The case whose first member is spoilt."""
+    exact_baseline: bool = False
+    missing_truth: bool = False
+
+    def windows(self, split: str, size: int, limit: int | None = None) -> Sequence[Window]:
+        """Any cases may be left out."""
+        return independent_windows(split, self.n_cases, size, limit)
+
+    def initial_condition(self, split: str) -> int:
+        """Count from 0."""
+        assert split == "validation"
+        return 0
+
+    def predict_paired(
+        self, state: int, window: Window, seeds: Sequence[Sequence[int]]
+    ) -> tuple[Paired, int]:
+        """Count one further."""
+        assert not torch.is_grad_enabled()
+        assert not any(module.training for module in self.model.modules())
+        self.calls.append((tuple(window.cases), len(seeds[0])))
+        self.states.append(state)
+        fields = torch.stack([torch.stack([normal(seed) for seed in case]) for case in seeds])
+        truth = torch.stack([normal(case) for case in window.cases])
+        if self.poison in window.cases:
+            fields[window.cases.index(self.poison), 0, 2, 2] = math.nan
+        if self.missing_truth:
+            truth[0, 0, 0] = math.nan
+        baseline = truth if self.exact_baseline else torch.zeros_like(truth)
+        paired = Paired(
+            prediction={name: fields * (1 + i) for i, name in enumerate(NAMES)},
+            target={name: truth * (1 + i) for i, name in enumerate(NAMES)},
+            baseline=dict.fromkeys(NAMES, baseline),
+            coarse={"t2m": truth[:, ::2, ::2]},
+            latitude=[55.0 - i for i in range(SHAPE[0])],
+            longitude=[359.0, 0.0, 1.0, 2.0],
+            labels=[f"day {case}" for case in window.cases],
+            units={"t2m": "K"},
+        )
+        return paired, state + 1
+
+
+@define(eq=False)
+class Listener:
+    """Keep what is logged."""
+
+    logged: list[Mapping[str, object]] = field(factory=list)
+
+    @hookimpl
+    def log(self, metrics: Mapping[str, object]) -> None:
+        """Keep it, and whether a figure is still drawn."""
+        for value in metrics.values():
+            assert not isinstance(value, Figure) or value.axes
+        self.logged.append(metrics)
+
+
+def run_with(plugin: Generation, task: Learnable, path: Path, *, epoch: int = 0, **config: Any) -> Run:
+    """Make a run in which an epoch has just been trained and validated."""
+    manager = pluggy.PluginManager("hookloop")
+    manager.add_hookspecs(hookloop.hookspecs)
+    plugins = {"listener": Listener(), "generation": plugin}
+    for name, each in reversed(plugins.items()):
+        manager.register(each, name)
+    manager.check_pending()
+    cpu = torch.device("cpu")
+    run = Run(
+        RunConfig(dir=path, **{"max_epochs": 10, **config}),
+        manager,
+        plugins,
+        cpu,
+        structlog.get_logger(),
+        progress=Progress(epoch=epoch, step=100 * (epoch + 1)),
+    )
+    run.task = task
+    run.optimization = Optimization(torch.optim.SGD(task.model.parameters(), lr=0.1), cpu)
+    return run
+
+
+def inferred(run: Run) -> dict[str, float] | None:
+    """Call the hook as the loop does."""
+    answers: list[dict[str, float]] = run.hook.infer(run=run)
+    assert len(answers) <= 1
+    return answers[0] if answers else None
+
+
+def test_scores_are_those_of_an_independent_implementation(tmp_path: Path) -> None:
+    """CRPS, RMSE and ratios of 5 cases of 4 members, from seeds and arithmetic."""
+    task = NormalTask()
+    run = run_with(Generation(members=4, max_batch=8, figures=0), task, tmp_path)
+    metrics = inferred(run)
+    members = torch.stack(
+        [torch.stack([normal(run.seed("sample", case, k)) for k in range(4)]) for case in range(5)]
+    ).double()
+    truth = torch.stack([normal(case) for case in range(5)]).double()
+    crps = scoringrules.crps_ensemble(truth.numpy(), members.numpy(), m_axis=1, estimator="fair").mean()
+    mse = (members.mean(1) - truth).square().mean().item()
+    ratio = math.sqrt(5 / 4 * members.var(1).mean().item() / mse)
+    mae = truth.abs().mean().item()
+    assert metrics == pytest.approx(
+        {
+            "inference/crps/t2m": crps,
+            "inference/crps/wind/u": 2 * crps,
+            "inference/crps_relative/t2m": crps / mae,
+            "inference/rmse/t2m": math.sqrt(mse),
+            "inference/rmse/wind/u": 2 * math.sqrt(mse),
+            "inference/spread_skill/t2m": ratio,
+            "inference/spread_skill/wind/u": ratio,
+            # The second baseline is zero, its truth is doubled.
+            "inference/crps_relative/wind/u": crps / mae,
+            "inference/error": crps / mae,
+        }
+    )
+
+
+@pytest.mark.parametrize("error", ["crps", "rmse"])
+def test_the_error_is_the_chosen_score_averaged_over_variables(error: str, tmp_path: Path) -> None:
+    """The second variable is twice the first, so the mean is 1.5 times the first."""
+    metrics = inferred(run_with(Generation(error=error, figures=0), NormalTask(), tmp_path))  # type: ignore[arg-type]
+    assert metrics is not None
+    assert metrics["inference/error"] == pytest.approx(1.5 * metrics[f"inference/{error}/t2m"])
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "calls"),
+    [
+        (1, [((case,), 1) for case in range(5) for _ in range(4)]),
+        (3, [((case,), size) for case in range(5) for size in (3, 1)]),
+        (9, [((0, 1), 4), ((2, 3), 4), ((4,), 4)]),
+        ("auto", [((0, 1, 2, 3, 4), 4)]),
+    ],
+)
+def test_a_member_is_the_same_for_any_batch_size(max_batch: Any, calls: object, tmp_path: Path) -> None:
+    """However cases and members are divided into calls, the scores agree to the last digits."""
+    task = NormalTask()
+    metrics = inferred(run_with(Generation(members=4, max_batch=max_batch, figures=0), task, tmp_path))
+    whole = inferred(run_with(Generation(members=4, max_batch=1000, figures=0), NormalTask(), tmp_path))
+    assert task.calls == calls
+    assert metrics == pytest.approx(whole, rel=1e-12)
+
+
+def test_each_part_of_an_ensemble_carries_its_own_state(tmp_path: Path) -> None:
+    """Members generated apart each start from the initial condition and go on from their own state."""
+    task = NormalTask(n_cases=3)
+    inferred(run_with(Generation(members=4, max_batch=2, figures=0), task, tmp_path))
+    assert task.states == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_limit_covers_the_split(tmp_path: Path) -> None:
+    """Three of eleven cases are spread evenly."""
+    task = NormalTask(n_cases=11)
+    inferred(run_with(Generation(members=2, windows=3, figures=0), task, tmp_path))
+    assert task.calls == [((0, 3, 7), 2)]
+
+
+def test_independent_windows_hold_every_case_once() -> None:
+    """Without a limit all cases come in order; with one there are as many, each once."""
+    assert [list(w.cases) for w in independent_windows("x", 5, 2)] == [[0, 1], [2, 3], [4]]
+    assert [list(w.cases) for w in independent_windows("x", 3, 2, 99)] == [[0, 1], [2]]
+    for limit in range(1, 8):
+        cases = [case for w in independent_windows("x", 7, 2, limit) for case in w.cases]
+        assert len(cases) == limit
+        assert cases == sorted(set(cases))
+        assert set(cases) <= set(range(7))
+    assert independent_windows("x", 0, 2) == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "numbers"),
+    [("::1", range(1, 11)), ("-1:", [10]), ("::5", [5, 10]), ("1:4:2", [1, 3]), (":0", [])],
+)
+def test_epochs_are_a_slice(epochs: str, numbers: Sequence[int], tmp_path: Path) -> None:
+    """It generates after the epochs whose 1-based number is in the slice, of ten."""
+    due = []
+    for epoch in range(10):
+        run = run_with(
+            Generation(epochs=epochs, members=2, figures=0), NormalTask(n_cases=1), tmp_path, epoch=epoch
+        )
+        if inferred(run) is not None:
+            due.append(epoch + 1)
+    assert due == list(numbers)
+
+
+def test_before_training_it_always_generates(tmp_path: Path) -> None:
+    """At step 0 the slice does not matter."""
+    run = run_with(Generation(epochs="-1:", members=2, figures=0), NormalTask(), tmp_path)
+    run.progress = Progress()
+    assert inferred(run) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"members": 1}, "expected at least 2, found 1: fair CRPS and spread need two"),
+        ({"epochs": "5"}, "expected a slice of epochs such as '::5' or '-2:', found '5'"),
+        ({"epochs": "::0"}, "expected a slice"),
+        ({"epochs": "-:"}, "expected a slice"),
+        ({"epochs": "a:b"}, "expected a slice"),
+        ({"windows": 0}, "windows"),
+        ({"max_batch": 0}, "expected auto or at least 1, found 0"),
+        ({"error": "spread_skill"}, "error"),
+        ({"figures": -1}, "figures"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    """Each says what was expected."""
+    with pytest.raises(ValueError, match=message):
+        Generation(**options)
+
+
+@pytest.mark.parametrize("max_batch", [2, 4])
+def test_it_stops_between_calls(max_batch: int, tmp_path: Path) -> None:
+    """Asked to stop in the second call, it makes no third and answers nothing, drawing nothing."""
+
+    class Stopping(NormalTask):
+        def predict_paired(
+            self, state: int, window: Window, seeds: Sequence[Sequence[int]]
+        ) -> tuple[Paired, int]:
+            if len(self.calls) == 1:
+                run.stop("enough")
+            return super().predict_paired(state, window, seeds)
+
+    task = Stopping()
+    run = run_with(Generation(members=4, max_batch=max_batch), task, tmp_path)
+    assert inferred(run) is None
+    assert len(task.calls) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_in_the_last_call_counts_too(tmp_path: Path) -> None:
+    """What was generated while being asked to stop is not answered, since it is done again on resume."""
+
+    class Stopping(NormalTask):
+        def predict_paired(
+            self, state: int, window: Window, seeds: Sequence[Sequence[int]]
+        ) -> tuple[Paired, int]:
+            run.stop("enough")
+            return super().predict_paired(state, window, seeds)
+
+    run = run_with(Generation(members=2), Stopping(), tmp_path)
+    assert inferred(run) is None
+
+
+def test_the_model_gets_its_mode_back_even_after_an_error(tmp_path: Path) -> None:
+    """It evaluates while generating, trains again afterwards, and gradients are on."""
+    for task in (NormalTask(), NormalTask(poison=0)):
+        task.model.train()
+        run = run_with(Generation(members=2, figures=0), task, tmp_path)
+        try:
+            inferred(run)
+        except Diverged:
+            assert task.poison == 0
+        assert all(module.training for module in task.model.modules())
+        assert torch.is_grad_enabled()
+    task.model.eval()
+    inferred(run_with(Generation(members=2, figures=0), attrs.evolve(task, poison=None), tmp_path))
+    assert not any(module.training for module in task.model.modules())
+
+
+def test_generated_values_that_are_not_finite_are_loud(tmp_path: Path) -> None:
+    """The variable and the case are named, and the exit code is that of a crash."""
+    run = run_with(Generation(members=2), NormalTask(poison=3), tmp_path)
+    with pytest.raises(Diverged, match=r"t2m of day 3: .*% of the generated field is not finite"):
+        inferred(run)
+
+
+def test_missing_truth_is_the_data_s_fault(tmp_path: Path) -> None:
+    """NaN in the validation data is the user's error, not a divergence."""
+    run = run_with(Generation(members=2), NormalTask(missing_truth=True), tmp_path)
+    with pytest.raises(HookloopError, match=r"t2m of day 0: .* of the truth is not finite") as caught:
+        inferred(run)
+    assert not isinstance(caught.value, Diverged)
+
+
+def test_undefined_scores_are_loud(tmp_path: Path) -> None:
+    """An exact baseline names the variable; a split without cases says so."""
+    with pytest.raises(HookloopError, match=r"generation: t2m: .* baseline is exact"):
+        inferred(run_with(Generation(members=2), NormalTask(exact_baseline=True), tmp_path))
+    with pytest.raises(HookloopError, match="found no case in the validation split"):
+        inferred(run_with(Generation(members=2), NormalTask(n_cases=0), tmp_path))
+
+
+@pytest.mark.parametrize("task", [Learnable(), NormalTask(data={"train": None})], ids=["no-task", "no-split"])
+def test_it_is_idle_with_one_note_where_it_cannot_generate(task: Learnable, tmp_path: Path) -> None:
+    """A task that only learns, or has no validation split, is noted once and then left alone."""
+    run = run_with(Generation(), task, tmp_path)
+    with structlog.testing.capture_logs() as events:
+        run.events = structlog.get_logger()
+        run.hook.before_run(run=run)
+        assert inferred(run) is None
+        assert inferred(run) is None
+    assert [event["event"] for event in events] == ["generation.idle"]
+
+
+def test_a_task_that_can_generate_is_not_noted(tmp_path: Path) -> None:
+    """No news before the run."""
+    run = run_with(Generation(), NormalTask(), tmp_path)
+    with structlog.testing.capture_logs() as events:
+        run.events = structlog.get_logger()
+        run.hook.before_run(run=run)
+    assert events == []
+
+
+def test_figures_of_the_last_cases_are_saved_and_logged(tmp_path: Path) -> None:
+    """Two cases, two variables: four PNG files with safe names, and four figures logged."""
+    run = run_with(Generation(members=2, max_batch=2, figures=2), NormalTask(), tmp_path)
+    inferred(run)
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["t2m_0003.png", "t2m_0004.png", "wind_u_0003.png", "wind_u_0004.png"]
+    for path in (tmp_path / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    listener = run.plugins["listener"]
+    assert isinstance(listener, Listener)
+    assert sorted(key for metrics in listener.logged for key in metrics) == [
+        "inference/figure/t2m/3",
+        "inference/figure/t2m/4",
+        "inference/figure/wind/u/3",
+        "inference/figure/wind/u/4",
+    ]
+
+
+def test_figures_that_cannot_be_written_do_not_end_the_run(tmp_path: Path) -> None:
+    """Where figures/ is a file, each picture costs a warning and the scores come all the same."""
+    (tmp_path / "figures").write_text("in the way")
+    run = run_with(Generation(members=2), NormalTask(), tmp_path)
+    with structlog.testing.capture_logs() as events:
+        run.events = structlog.get_logger()
+        assert inferred(run) is not None
+    assert [event["event"] for event in events] == ["figure.unwritten"] * 2

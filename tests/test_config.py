@@ -1,0 +1,435 @@
+"""Options are strict: every mistake is told at once, with its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+from attrs import Attribute, define, field, frozen
+from attrs.validators import ge
+
+from hookloop.config import build, learned_options, options_of, resolved_fields, suggestion, type_in_words
+from hookloop.errors import ConfigError
+from hookloop.manager import assemble
+from hookloop.plugins.downscaling.options import ModelConfig, UNetOptions
+from hookloop.plugins.ema import EMA
+from hookloop.settings import RunConfig, doc
+from hookloop.yamlfile import read
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+def _even(_instance: object, _attribute: Attribute[int], value: int) -> None:
+    if value % 2:
+        raise ValueError(f"expected an even number, found {value}")
+
+
+def _above_low(instance: Pair, _attribute: Attribute[int], value: int) -> None:
+    if value <= instance.low:
+        raise ValueError(f"high: expected more than low, {instance.low}, found {value}")
+
+
+@frozen
+class Noise:
+    """Options within options."""
+
+    mean: float = 0.0
+    steps: int = field(default=2, validator=_even)
+
+
+@frozen
+class Pair:
+    """Options that look at each other."""
+
+    low: int = 0
+    high: int = field(default=1, validator=_above_low)
+
+
+@define(eq=False)
+class Options:
+    """One option of each kind, and state."""
+
+    required: int
+    flag: bool = False
+    number: float = 0.5
+    text: str = "x"
+    where: Path = Path("here")
+    names: list[str] = field(factory=list)
+    many: tuple[int, ...] = ()
+    weights: dict[str, float] = field(factory=dict)
+    betas: tuple[float, float] = (0.9, 0.999)
+    kind: Literal["linear", "cosine"] = "linear"
+    level: Literal[1, 2] = 1
+    limit: int | None = None
+    size: int | Literal["auto"] = "auto"
+    noise: Noise = field(factory=Noise)
+    pair: Pair = field(factory=Pair)
+    parts: list[Noise] = field(factory=list)
+    maybe: Noise | None = None
+    _hidden: int = 3
+    steps: int = field(default=0, init=False)
+    total: Decimal | None = field(default=None, init=False)
+    """Of a type that is only imported for checking."""
+
+
+@define(eq=False)
+class Derived(EMA):
+    """Inherits options that were annotated in another module."""
+
+    factor: float = 1.0
+
+
+def problems(text: str, cls: type = Options, section: str = "s") -> list[str]:
+    """Tell what is wrong with a section."""
+    document = read(text, "cfg.yaml")
+    with pytest.raises(ConfigError) as raised:
+        build(cls, document, section)
+    return raised.value.problems
+
+
+def built(text: str) -> Options:
+    """Build a section whose required option is there."""
+    return build(Options, read(f"s: {{required: 1, {text}}}", "cfg.yaml"), "s")
+
+
+def test_an_unknown_option_is_named_with_line_and_suggestion() -> None:
+    """As the contract writes it."""
+    text = "run: {}\nema:\n  # how slow\n  deacy: 0.9\n"
+    assert problems(text, EMA, "ema") == ["cfg.yaml:4: ema.deacy: unknown option; did you mean 'decay'?"]
+
+
+def test_an_unknown_option_like_no_other_gets_no_suggestion() -> None:
+    """A far-fetched suggestion would mislead."""
+    assert problems("s: {required: 1, qqq: 1}") == ["cfg.yaml:1: s.qqq: unknown option"]
+
+
+def test_a_missing_option_is_named() -> None:
+    """The nearest place is its section, or the file where there is none."""
+    assert problems("\ns:\n  flag: true") == ["cfg.yaml:2: s.required: missing; expected an integer"]
+    assert problems("") == ["cfg.yaml: s.required: missing; expected an integer"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("required: true", "s.required: expected an integer, found true"),
+        ("required: 2.9", "s.required: expected an integer, found float 2.9"),
+        ("required: 1.0", "s.required: expected an integer, found float 1.0"),
+        ("required: '1'", "s.required: expected an integer, found str '1'"),
+        ("required:", "s.required: expected an integer, found nothing"),
+        ("flag: no", "s.flag: expected true or false, found str 'no'"),
+        ("flag: 1", "s.flag: expected true or false, found int 1"),
+        ("number: true", "s.number: expected a number, found true"),
+        ("number: 1e-4x", "s.number: expected a number, found str '1e-4x'"),
+        ("text: 1", "s.text: expected text, found int 1"),
+        ("text: [a]", "s.text: expected text, found list ['a']"),
+        ("where: 1", "s.where: expected a path, found int 1"),
+        ("names: a", "s.names: expected a list, found str 'a'"),
+        ("names: {a: b}", "s.names: expected a list, found options"),
+        ("names: [a, 1]", "s.names[1]: expected text, found int 1"),
+        ("many: [1, x]", "s.many[1]: expected an integer, found str 'x'"),
+        ("weights: [a]", "s.weights: expected names with values, found list ['a']"),
+        ("weights: {a: x}", "s.weights.a: expected a number, found str 'x'"),
+        ("betas: [0.9]", "s.betas: expected 2 values, found 1"),
+        ("betas: [0.9, 0.99, 0.999]", "s.betas: expected 2 values, found 3"),
+        ("betas: [0.9, x]", "s.betas[1]: expected a number, found str 'x'"),
+        ("kind: cosin", "s.kind: expected one of linear, cosine, found str 'cosin'; did you mean 'cosine'?"),
+        ("kind: 7", "s.kind: expected one of linear, cosine, found int 7"),
+        ("level: true", "s.level: expected one of 1, 2, found true"),
+        ("limit: x", "s.limit: expected an integer, found str 'x'"),
+        ("size: big", "s.size: expected an integer or one of auto, found str 'big'"),
+        ("noise: 1", "s.noise: expected options (mean, steps), found int 1"),
+        ("noise: {mean: x}", "s.noise.mean: expected a number, found str 'x'"),
+        ("noise: {maen: 1}", "s.noise.maen: unknown option; did you mean 'mean'?"),
+        ("noise: {steps: 3}", "s.noise.steps: expected an even number, found 3"),
+        ("pair: {low: 5}", "s.pair: high: expected more than low, 5, found 1"),
+        ("parts: [{}, {mean: x}]", "s.parts[1].mean: expected a number, found str 'x'"),
+        ("maybe: {mean: x}", "s.maybe.mean: expected a number, found str 'x'"),
+        ("_hidden: 1", "s._hidden: unknown option; did you mean 'hidden'?"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_was_expected_and_found(text: str, problem: str) -> None:
+    """One line, at the place of the innermost value that is wrong."""
+    required = "" if text.startswith("required") else "\n  required: 1"
+    assert problems(f"s:\n  {text}{required}") == [f"cfg.yaml:2: {problem}"]
+
+
+def test_a_section_that_is_no_mapping_is_told_its_options() -> None:
+    """A list where options belong."""
+    assert problems("s: [1]", Noise) == ["cfg.yaml:1: s: expected options (mean, steps), found list [1]"]
+
+
+@pytest.mark.parametrize("name", ["steps", "total"])
+def test_state_cannot_be_set(name: str) -> None:
+    """What is no option of the constructor is unknown, also to suggestions."""
+    (problem,) = problems(f"s: {{required: 1, {name}: 1}}")
+    assert problem.startswith(f"cfg.yaml:1: s.{name}: unknown option")
+    assert f"'{name}'" not in problem
+
+
+def test_every_problem_of_a_section_is_told_at_once() -> None:
+    """Unknown, missing, wrong and invalid, however deep."""
+    text = "s:\n  nmae: 1\n  flag: no\n  noise:\n    mean: x\n    steps: 1\n    extra: 2\n  betas: [a, b]"
+    assert problems(text) == [
+        "cfg.yaml:2: s.nmae: unknown option; did you mean 'names'?",
+        "cfg.yaml:1: s.required: missing; expected an integer",
+        "cfg.yaml:3: s.flag: expected true or false, found str 'no'",
+        "cfg.yaml:8: s.betas[0]: expected a number, found str 'a'",
+        "cfg.yaml:8: s.betas[1]: expected a number, found str 'b'",
+        "cfg.yaml:7: s.noise.extra: unknown option",
+        "cfg.yaml:5: s.noise.mean: expected a number, found str 'x'",
+        "cfg.yaml:6: s.noise.steps: expected an even number, found 1",
+    ]
+
+
+def test_every_problem_of_every_section_is_told_at_once() -> None:
+    """Sections of the core and of several plugins, and one that nobody owns."""
+    text = "run: {max_epochs: 0}\nema: {decay: 2.0}\noptimization: {lr: fast}\nemma: {}"
+    with pytest.raises(ConfigError) as raised:
+        assemble(read(text, "cfg.yaml"), ["ema"])
+    assert raised.value.problems == [
+        "cfg.yaml:4: emma: unknown section; did you mean 'ema'?",
+        "cfg.yaml:1: run.dir: missing; expected a path",
+        "cfg.yaml:1: run.max_epochs: 'max_epochs' must be >= 1: 0",
+        "cfg.yaml:2: ema.decay: 'decay' must be < 1.0: 2.0",
+        "cfg.yaml:3: optimization.lr: expected a number, found str 'fast'",
+    ]
+
+
+def test_a_mistake_on_the_command_line_points_there() -> None:
+    """Not at the file, whose value is overridden."""
+    document = read("s:\n  required: 1", "cfg.yaml", ["s.required=x", "s.noise={maen: 1}"])
+    with pytest.raises(ConfigError) as raised:
+        build(Options, document, "s")
+    assert raised.value.problems == [
+        "--set s.required: s.required: expected an integer, found str 'x'",
+        "--set s.noise: s.noise.maen: unknown option; did you mean 'mean'?",
+    ]
+
+
+def test_right_values_are_taken_as_they_are() -> None:
+    """An integer serves as a number, a list as a tuple, text as a path; nothing else is converted."""
+    options = built(
+        "number: 2, betas: [0, 1], many: [1, 2, 3], where: a/b, size: 4, limit: null, maybe: {mean: 1}"
+    )
+    assert (options.number, type(options.number)) == (2.0, float)
+    assert options.betas == (0.0, 1.0)
+    assert options.many == (1, 2, 3)
+    assert options.where == Path("a/b")
+    assert (options.size, options.limit, options.maybe) == (4, None, Noise(mean=1.0))
+
+
+def test_an_empty_section_is_all_defaults() -> None:
+    """So is an absent one."""
+    assert build(Noise, read("s:", "cfg.yaml"), "s") == Noise()
+    assert build(Noise, read("", "cfg.yaml"), "s") == Noise()
+
+
+def test_a_private_attribute_is_an_option_under_its_public_name() -> None:
+    """As in the constructor."""
+    assert built("hidden: 7")._hidden == 7
+
+
+def test_inherited_options_are_those_of_the_base_class() -> None:
+    """Their annotations are read where they were written."""
+    plugin = build(Derived, read("s: {decay: 0.5, factor: 2}", "cfg.yaml"), "s")
+    assert (plugin.decay, plugin.factor) == (0.5, 2.0)
+    assert problems("s: {decay: x}", Derived) == ["cfg.yaml:1: s.decay: expected a number, found str 'x'"]
+
+
+def test_state_of_a_type_that_is_only_imported_for_checking_is_left_alone() -> None:
+    """Options are resolved to types, state is not looked at."""
+    kinds = {a.name: a.type for a in resolved_fields(Options)}
+    assert kinds["total"] is object
+    assert kinds["required"] is int
+    assert built("").total is None
+
+
+def test_options_survive_being_written_and_built_again() -> None:
+    """What is written down makes the same object, defaults included, and is plain data."""
+    text = "betas: [0.1, 0.2], weights: {a: 1}, parts: [{mean: 3}], maybe: {steps: 4}, where: a/b, hidden: 9"
+    options = options_of(built(text))
+    again = build(Options, read("", "cfg.yaml", [f"s={json.dumps(options)}"]), "s")
+    assert options_of(again) == options
+    assert options["betas"] == [0.1, 0.2]
+    assert (options["where"], options["hidden"], options["parts"]) == ("a/b", 9, [{"mean": 3.0, "steps": 2}])
+    assert not {"steps", "total"} & options.keys()
+
+
+def test_an_option_under_another_name_is_written_under_that_name() -> None:
+    """``EMA.validate_with`` is ``validate`` in a configuration."""
+    ema = build(EMA, read("s: {validate: false}", "cfg.yaml"), "s")
+    assert options_of(ema) == {"decay": 0.9999, "faster_decay_at_start": True, "validate": False}
+
+
+def test_what_is_no_attrs_class_has_no_options() -> None:
+    """Nor any that are learned."""
+    assert (options_of(object()), learned_options(object())) == ({}, {})
+
+
+def test_learned_options_are_flat() -> None:
+    """Only those that change what is learnt, by dotted name, under the names of a configuration."""
+
+    @define(eq=False)
+    class Learning:
+        seed: int = field(default=1, metadata=doc("learned", learned=True))
+        _rate: float = field(default=0.5, metadata=doc("learned", learned=True))
+        noise: Noise = field(factory=Noise, metadata=doc("learned", learned=True))
+        empty: dict[str, float] = field(factory=dict, metadata=doc("learned", learned=True))
+        colour: str = field(default="red", metadata=doc("not learned"))
+
+    assert learned_options(Learning()) == {
+        "seed": 1,
+        "rate": 0.5,
+        "noise.mean": 0.0,
+        "noise.steps": 2,
+        "empty": {},
+    }
+
+
+def backbone_problems(backbone: str) -> list[str]:
+    """Tell what is wrong with a backbone."""
+    return problems(f"s:\n  inputs: [t]\n  outputs: [t]\n  backbone: {backbone}", ModelConfig)
+
+
+def test_a_chosen_part_is_built_from_its_own_options() -> None:
+    """``name`` picks the class that an entry point offers; the rest are its options."""
+    text = "s: {inputs: [t], outputs: [t], backbone: {name: unet, channels: 32}}"
+    model = build(ModelConfig, read(text, "cfg.yaml"), "s")
+    assert model.backbone == UNetOptions(channels=32)
+
+
+def test_a_chosen_part_survives_being_written_and_built_again() -> None:
+    """Its name is written too."""
+    model = ModelConfig(inputs=["t"], outputs=["t"], backbone=UNetOptions(channels=32))
+    options = options_of(model)
+    assert isinstance(options["backbone"], dict)
+    assert options["backbone"]["name"] == "unet"
+    assert build(ModelConfig, read("", "cfg.yaml", [f"s={json.dumps(options)}"]), "s") == model
+
+
+@pytest.mark.parametrize(
+    ("backbone", "problem"),
+    [
+        ("{name: unet, chanels: 3}", "s.backbone.chanels: unknown option; did you mean 'channels'?"),
+        ("{name: unett}", "s.backbone.name: expected one of unet, found str 'unett'; did you mean 'unet'?"),
+        (
+            "{name: [unet]}",
+            "s.backbone.name: expected one of unet, found list ['unet']; did you mean 'unet'?",
+        ),
+        ("{channels: 3}", "s.backbone: expected a name (unet) and its options, found options"),
+        ("unet", "s.backbone: expected a name (unet) and its options, found str 'unet'"),
+        ("{name: unet, channels: 3}", "s.backbone.channels: 'channels' must be >= 4: 3"),
+    ],
+)
+def test_a_wrong_choice_is_told_with_its_place(backbone: str, problem: str) -> None:
+    """Down to the options of what was chosen."""
+    assert backbone_problems(backbone) == [f"cfg.yaml:4: {problem}"]
+
+
+def test_what_an_object_says_when_it_is_made_has_the_place_of_its_section() -> None:
+    """Options that do not fit together are the user's mistake too."""
+
+    @frozen
+    class Range:
+        low: int = 0
+        high: int = 1
+
+        def __attrs_post_init__(self) -> None:
+            if self.low > self.high:
+                raise ValueError(f"low: expected at most high, {self.high}, found {self.low}")
+
+    assert problems("a: 1\ns: {low: 5}", Range) == ["cfg.yaml:2: s: low: expected at most high, 1, found 5"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("time_limit: soon", "run.time_limit: expected a duration such as 3h50m, 45m or 90s, found 'soon'"),
+        ("time_limit: ''", "run.time_limit: expected a duration such as 3h50m, 45m or 90s, found ''"),
+        (
+            "time_limit: 1:30:00",
+            "run.time_limit: expected a duration such as 3h50m, 45m or 90s, found '1:30:00'",
+        ),
+        ("time_limit: 90", "run.time_limit: expected text, found int 90"),
+        ("segment_epochs: 0", "run.segment_epochs: 'segment_epochs' must be >= 1: 0"),
+        ("max_epochs: 1e3", "run.max_epochs: expected an integer, found float 1000.0"),
+    ],
+)
+def test_the_run_section_is_checked(options: str, problem: str) -> None:
+    """Durations and counts are what they look like."""
+    assert problems(f"run: {{dir: x, {options}}}", RunConfig, "run") == [f"cfg.yaml:1: {problem}"]
+
+
+@pytest.mark.parametrize("options", ["validate_every: 0 epochs", "validate_every: often", "device: gpu"])
+def test_a_run_section_of_the_wrong_form_is_refused(options: str) -> None:
+    """The message names the option."""
+    (problem,) = problems(f"run: {{dir: x, {options}}}", RunConfig, "run")
+    name = options.split(":", maxsplit=1)[0]
+    assert problem.startswith(f"cfg.yaml:1: run.{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("45m", 2700), ("3h50m", 13800), ("1d", 86400), ("1d1h1m1s", 90061)]
+)
+def test_durations_are_seconds(text: str, seconds: int) -> None:
+    """Days, hours, minutes and seconds add up."""
+    assert RunConfig(dir=Path("x"), time_limit=text).time_limit_seconds == seconds
+
+
+def test_validate_every_is_a_number_of_epochs() -> None:
+    """One unless told otherwise."""
+    assert RunConfig(dir=Path("x")).validation_epochs == 1
+    assert RunConfig(dir=Path("x"), validate_every="5 epochs").validation_epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (int, "an integer"),
+        (int | None, "an integer"),
+        (Literal["a", "b"], "one of a, b"),
+        (list[str], "a list"),
+        (dict[str, int], "names with values"),
+        (float | str, "a number or text"),
+        (Noise, "options"),
+    ],
+)
+def test_types_are_said_in_words(kind: object, words: str) -> None:
+    """No Python in a user's message."""
+    assert type_in_words(kind) == words
+
+
+def test_a_suggestion_is_the_nearest_name() -> None:
+    """Or none."""
+    assert suggestion("deacy", ["decay", "momentum"]) == "; did you mean 'decay'?"
+    assert suggestion("zzz", ["decay"]) == ""
+
+
+def test_a_validator_of_attrs_is_told_with_its_place() -> None:
+    """Any validator's own words are the message."""
+
+    @frozen
+    class Counted:
+        count: int = field(default=1, validator=ge(1))
+
+    assert problems("s: {count: 0}", Counted) == ["cfg.yaml:1: s.count: 'count' must be >= 1: 0"]
+
+
+@frozen
+class Deep:
+    """Containers of containers."""
+
+    pairs: list[tuple[str, int]] = field(factory=list)
+    nested: dict[str, dict[str, int]] = field(factory=dict)
+
+
+def test_containers_of_containers_are_checked_all_the_way_down() -> None:
+    """Each with the path of what is wrong."""
+    assert problems("s: {pairs: [[a, 1], [b, x]], nested: {a: {b: x}}}", Deep) == [
+        "cfg.yaml:1: s.pairs[1][1]: expected an integer, found str 'x'",
+        "cfg.yaml:1: s.nested.a.b: expected an integer, found str 'x'",
+    ]

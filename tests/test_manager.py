@@ -1,0 +1,340 @@
+"""From names to plugins: who is found, who is chosen, who is called first."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from attrs import define
+
+from hookloop import hookimpl
+from hookloop.errors import ConfigError, HookloopError
+from hookloop.manager import (
+    ALWAYS,
+    assemble,
+    firing_order,
+    hook_names,
+    installed,
+    listing_of,
+    load,
+    make_run,
+    pick_device,
+    register,
+    select,
+)
+from hookloop.testing import fake_run
+from hookloop.yamlfile import Document, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Site
+
+NONE = listing_of([])
+"""Leaves out all that is on by default."""
+
+PLUGIN = """
+import attrs
+from hookloop import hookimpl
+
+@attrs.define(eq=False)
+class Plugin:
+    size: int = 1
+"""
+
+
+def problems(listing: list[str]) -> list[str]:
+    """Tell what is wrong with a list of plugins."""
+    with pytest.raises(ConfigError) as raised:
+        select(listing)
+    return raised.value.problems
+
+
+def test_finds_what_is_installed_without_importing_it(site: Site) -> None:
+    """Built-in and third-party plugins alike."""
+    site.install("surprise", "raise ZeroDivisionError", {"hookloop": {"surprise": "surprise:Plugin"}})
+    found = installed()
+    assert found["surprise"].value == "surprise:Plugin"
+    assert {"ema", *ALWAYS} <= found.keys()
+    assert "surprise" not in sys.modules
+
+
+def test_two_distributions_offering_one_name_are_an_error_naming_both(site: Site) -> None:
+    """Nobody is run by accident."""
+    for name in ("first", "second"):
+        site.install(name, PLUGIN, {"hookloop": {"same": f"{name}:Plugin"}})
+    expected = r"plugin 'same': offered by (first 1.0 and second|second 1.0 and first) 1.0; uninstall one"
+    with pytest.raises(HookloopError, match=expected):
+        installed()
+
+
+def test_a_name_of_ours_offered_by_another_is_an_error_too(site: Site) -> None:
+    """A plugin cannot be replaced behind one's back."""
+    site.install("rival", PLUGIN, {"hookloop": {"ema": "rival:Plugin"}})
+    with pytest.raises(HookloopError, match=r"plugin 'ema': offered by .*rival 1\.0"):
+        installed()
+
+
+def test_what_is_listed_comes_first_then_the_defaults() -> None:
+    """In their orders."""
+    assert select(["wandb", "ema"]) == ["wandb", "ema", *ALWAYS]
+
+
+def test_a_default_that_is_listed_keeps_its_place_in_the_list() -> None:
+    """It is not there twice."""
+    assert select(["checkpoint", "ema"]) == ["checkpoint", "ema", *(n for n in ALWAYS if n != "checkpoint")]
+
+
+@pytest.mark.parametrize("names", [[], ["ema"], ["checkpoint", "ema"], [*ALWAYS]])
+def test_any_selection_can_be_listed(names: list[str]) -> None:
+    """The list selects exactly that, in that order."""
+    assert select(listing_of(names)) == names
+
+
+def test_a_default_can_be_left_out() -> None:
+    """With ``no:NAME``, anywhere in the list."""
+    assert select(["no:progress", "ema"]) == ["ema", *(n for n in ALWAYS if n != "progress")]
+
+
+@pytest.mark.parametrize(
+    ("listing", "start"),
+    [
+        (["emma"], "--plugins: emma: not installed; did you mean 'ema'?; there are checkpoint, "),
+        (["emma", "emma"], "--plugins: emma: not installed; did you mean 'ema'?; there are checkpoint, "),
+        (["no:progres"], "--plugins: progres: not installed; did you mean 'progress'?; there are "),
+        (["ema", "ema"], "--plugins: ema: listed twice"),
+        (["ema", "no:ema"], "--plugins: ema: both listed and left out"),
+    ],
+)
+def test_a_list_that_cannot_be_meant_is_refused(listing: list[str], start: str) -> None:
+    """With a suggestion where there is one."""
+    assert problems(listing)[0].startswith(start)
+
+
+def test_every_problem_of_a_list_is_told_at_once() -> None:
+    """A line each."""
+    found = problems(["ema", "nobody", "ema", "wandb", "no:wandb"])
+    assert [problem.split(": ")[1] for problem in found] == ["nobody", "ema", "wandb"]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            "import nothing_like_this",
+            r"plugin 'third' \(third 1\.0\): cannot be imported: .*nothing_like_this",
+        ),
+        ("", r"plugin 'third' \(third 1\.0\): cannot be imported: .*Plugin"),
+        ("Plugin = 1", r"third:Plugin is no class marked @attrs\.define\(eq=False\)"),
+        ("class Plugin: pass", r"third:Plugin is no class marked @attrs\.define\(eq=False\)"),
+        ("import attrs\n@attrs.define\nclass Plugin: pass", r"is no class marked @attrs\.define\(eq=False\)"),
+    ],
+)
+def test_what_is_no_plugin_is_refused_naming_where_it_comes_from(
+    site: Site, source: str, expected: str
+) -> None:
+    """Missing imports, missing names, things that are no classes, classes that compare by value."""
+    site.install("third", source, {"hookloop": {"third": "third:Plugin"}})
+    with pytest.raises(HookloopError, match=expected):
+        load("third")
+
+
+def test_a_hook_without_its_mark_is_an_error_naming_it(site: Site) -> None:
+    """Otherwise it would never be called and nobody would know."""
+    source = PLUGIN + "    def after_batch(self): ...\n    @hookimpl\n    def before_run(self): ...\n"
+    site.install("third", source, {"hookloop": {"third": "third:Plugin"}})
+    with pytest.raises(
+        HookloopError, match=r"plugin 'third': after_batch: named like a hook; mark it with @hookimpl"
+    ):
+        load("third")
+
+
+def test_an_option_may_be_named_like_a_hook() -> None:
+    """``ema.validate`` is one: only functions need the mark."""
+    assert load("ema").__name__ == "EMA"
+
+
+def test_a_misspelt_hook_is_an_error() -> None:
+    """A marked method must be one of the hooks."""
+
+    @define(eq=False)
+    class Misspelt:
+        @hookimpl
+        def after_bach(self) -> None:
+            """Never called."""
+
+    with pytest.raises(HookloopError, match=r"unknown hook 'after_bach' in plugin .*Misspelt"):
+        register({"misspelt": Misspelt()})
+
+
+def test_an_argument_that_a_hook_does_not_have_is_an_error() -> None:
+    """The message names the plugin, the hook and the argument."""
+
+    @define(eq=False)
+    class Wrong:
+        @hookimpl
+        def after_batch(self, loss: float) -> None:
+            """Never called."""
+
+    with pytest.raises(HookloopError, match=r"'wrong' for hook 'after_batch'.*loss") as raised:
+        register({"wrong": Wrong()})
+    assert "\n" not in str(raised.value)
+
+
+def test_plugins_are_called_in_listing_order() -> None:
+    """Though pluggy itself calls the last registered first."""
+    calls: list[str] = []
+
+    @define(eq=False)
+    class Noting:
+        name: str
+
+        @hookimpl
+        def before_epoch(self) -> None:
+            calls.append(self.name)
+
+    register({name: Noting(name) for name in "cab"}).hook.before_epoch(run=None)
+    assert calls == ["c", "a", "b"]
+
+
+def test_hooks_are_listed_in_firing_order() -> None:
+    """As the book of hooks has them."""
+    names = hook_names()
+    assert names[:3] == ["make_task", "make_optimization", "before_run"]
+    assert names[-1] == "shutdown"
+    assert len(names) == 12
+
+
+def test_firing_order_is_the_listing_order_with_wrappers_marked(site: Site) -> None:
+    """Nothing is constructed for it, so required options may be missing."""
+    for name, mark in {"one": "", "two": "tryfirst=True", "three": "wrapper=True"}.items():
+        body = "        yield\n" if mark == "wrapper=True" else "        ...\n"
+        source = (
+            PLUGIN
+            + f"    required: int = attrs.field()\n    @hookimpl({mark})\n    def validate(self):\n{body}"
+        )
+        site.install(name, source.replace("size: int = 1", ""), {"hookloop": {name: f"{name}:Plugin"}})
+    assert dict(firing_order(["one", "two", "three", *NONE]))["validate"] == ["(three", "two", "one"]
+    assert dict(firing_order(["one", *NONE]))["infer"] == []
+
+
+def check(text: str, listing: list[str] | None) -> list[str]:
+    """Tell what is wrong with a configuration."""
+    with pytest.raises(ConfigError) as raised:
+        assemble(read(text, "cfg.yaml"), listing)
+    return raised.value.problems
+
+
+def test_a_section_of_an_unlisted_plugin_is_left_alone_with_a_note() -> None:
+    """Even where it is wrong."""
+    assembly = assemble(read("run: {dir: x}\nema: {deacy: 1}", "cfg.yaml"), NONE)
+    assert list(assembly.notes) == ["cfg.yaml:2: ema: plugin not listed, its section is left alone"]
+    assert assembly.plugins == {}
+
+
+def test_a_section_that_nobody_owns_is_an_error_with_a_suggestion() -> None:
+    """A typing mistake must not switch a plugin off."""
+    assert check("run: {dir: x}\nchekpoint: {}", []) == [
+        "cfg.yaml:2: chekpoint: unknown section; did you mean 'checkpoint'?"
+    ]
+
+
+def test_the_configuration_may_list_its_plugins() -> None:
+    """``--plugins`` counts instead where it is given."""
+    document = read("run: {dir: x}\nplugins: [ema, no:progress]", "cfg.yaml")
+    assert list(assemble(document, None).plugins) == select(["ema", "no:progress"])
+    assert list(assemble(document, NONE).plugins) == []
+
+
+@pytest.mark.parametrize("plugins", ["ema", "[1]", "{ema: 1}"])
+def test_a_plugin_list_that_is_none_is_an_error(plugins: str) -> None:
+    """With its place."""
+    assert check(f"run: {{dir: x}}\nplugins: {plugins}", None) == [
+        "cfg.yaml:2: plugins: expected a list of names"
+    ]
+
+
+def test_what_was_checked_holds_every_option_that_counts() -> None:
+    """Defaults too, so that it is a whole record of the run."""
+    assembly = assemble(read("run: {dir: x}\nema: {decay: 0.5}", "cfg.yaml"), ["ema", *NONE])
+    assert assembly.document["ema"] == {"decay": 0.5, "faster_decay_at_start": True, "validate": True}
+    run = assembly.document["run"]
+    assert isinstance(run, dict)
+    assert (run["dir"], run["seed"], run["time_limit"]) == ("x", 0, None)
+
+
+def test_what_was_checked_can_be_checked_again() -> None:
+    """The record makes the same plugins."""
+    first = assemble(read("run: {dir: x}\nema: {decay: 0.5}", "cfg.yaml"), ["ema", *NONE])
+    again = assemble(Document(dict(first.document)), ["ema", *NONE])
+    assert (again.document, again.config) == (first.document, first.config)
+
+
+def test_a_run_is_made_of_what_was_checked(tmp_path: Path) -> None:
+    """Device, plugins and record are the assembly's."""
+    assembly = assemble(read(f"run: {{dir: {tmp_path}, device: cpu}}", "cfg.yaml"), ["ema", *NONE])
+    run = make_run(assembly, fake_run(tmp_path).events)
+    assert (run.device, list(run.plugins), run.document) == (torch.device("cpu"), ["ema"], assembly.document)
+    assert run.manager.get_plugin("ema") is assembly.plugins["ema"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+def test_a_device_that_is_not_there_is_an_error() -> None:
+    """It says which ones are."""
+    with pytest.raises(HookloopError, match=r"run\.device: cuda:1: not on this machine; expected .*cpu"):
+        pick_device("cuda:1")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU auto is the GPU")
+def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
+    """And nothing else needs to be said."""
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+
+
+BACKBONE = """
+import attrs
+
+@attrs.frozen
+class Options:
+    {0}
+    width: int = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (BACKBONE.format("chosen_as = 'other'"), "mine:Options must say chosen_as = 'mine'"),
+        (BACKBONE.format(""), "mine:Options must say chosen_as = 'mine'"),
+        ("import nothing_like_this", "mine cannot be imported: No module named 'nothing_like_this'"),
+    ],
+)
+def test_a_backbone_that_cannot_be_used_is_told_with_its_place(
+    site: Site, source: str, expected: str
+) -> None:
+    """A third party's mistake is told like a user's."""
+    site.install("mine", source, {"hookloop.backbones": {"mine": "mine:Options"}})
+    text = (
+        "run: {dir: x}\ndownscaling: {train: {coarse: [a], fine: [b]}, model: {inputs: [t], outputs: [t],\n"
+    )
+    found = check(text + "  backbone: {name: mine}}}", ["downscaling", *NONE])
+    assert found == [f"cfg.yaml:3: downscaling.model.backbone.name: {expected}"]
+
+
+def test_a_backbone_of_a_third_party_is_chosen_by_name(site: Site) -> None:
+    """And written down so that it can be chosen again."""
+    site.install(
+        "mine", BACKBONE.format("chosen_as = 'mine'"), {"hookloop.backbones": {"mine": "mine:Options"}}
+    )
+    text = (
+        "run: {dir: x}\ndownscaling: {train: {coarse: [a], fine: [b]}, model: {inputs: [t], outputs: [t],\n"
+    )
+    document = assemble(
+        read(text + "  backbone: {name: mine, width: 3}}}", "c"), ["downscaling", *NONE]
+    ).document
+    downscaling = document["downscaling"]
+    assert isinstance(downscaling, dict)
+    assert isinstance(downscaling["model"], dict)
+    assert downscaling["model"]["backbone"] == {"name": "mine", "width": 3}

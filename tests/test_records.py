@@ -1,0 +1,295 @@
+"""What was run is written down, and one directory has one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hookloop import yamlfile
+from hookloop.errors import HookloopError
+from hookloop.records import lock, mask_command, masked, write_config, write_environment
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["key", "api_key", "apiKey", "WANDB_API_KEY", "access-token", "Secret", "db.password", "Authorization"],
+)
+def test_keys_that_look_secret_are_masked(key: str) -> None:
+    """One of the key's words decides, whatever its case."""
+    assert masked({"a": [{key: "hunter2"}]}) == {"a": [{key: "***"}]}
+
+
+@pytest.mark.parametrize("key", ["monkey", "keyboard", "tokenizer", "max_tokens", "secretary"])
+def test_words_that_only_contain_a_secret_word_are_not(key: str) -> None:
+    """Part of a word is not enough."""
+    assert masked({key: "x"}) == {key: "x"}
+
+
+def test_masking_copies_and_keeps_what_gives_nothing_away() -> None:
+    """Nulls and booleans stay, paths become text, the original is untouched."""
+    data = {"token": None, "use_key": True, "where": Path("a/b"), "pair": (1, 2), "secret": {"x": 1}}
+    assert masked(data) == {"token": None, "use_key": True, "where": "a/b", "pair": [1, 2], "secret": "***"}
+    assert data["secret"] == {"x": 1}
+
+
+def test_the_written_config_reads_back_as_it_was(tmp_path: Path) -> None:
+    """Every scalar keeps its type in the project's own YAML, where 1e-4 is a number."""
+    document = {
+        "run": {"dir": "runs/uk", "max_epochs": 3, "time_limit": None},
+        "optimization": {"lr": 1e-5, "betas": [0.9, 0.999]},
+        "odd": {
+            "a": "1e-4",
+            "b": "no",
+            "c": "007",
+            "d": "",
+            "e": "null",
+            "f": True,
+            "g": "::1",
+            "h": "ü: *x",
+        },
+    }
+    write_config(tmp_path, document, ["downscaling", "ema"])
+    read = yamlfile.read((tmp_path / "config.yaml").read_text(), "config.yaml").data
+    assert read == {"plugins": ["downscaling", "ema"], **document}
+
+
+def test_what_is_shared_is_written_twice(tmp_path: Path) -> None:
+    """No anchors and aliases, which a configuration may not have."""
+    shared = [1, 2]
+    write_config(tmp_path, {"a": {"x": shared, "y": shared}}, [])
+    assert "&" not in (tmp_path / "config.yaml").read_text()
+
+
+def test_the_written_config_has_no_secrets(tmp_path: Path) -> None:
+    """They must be given again."""
+    write_config(tmp_path, {"wandb": {"api_key": "hunter2"}}, ["wandb"])
+    assert "hunter2" not in (tmp_path / "config.yaml").read_text()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["wandb"] == {"api_key": "***"}
+
+
+def test_a_config_that_cannot_be_written_is_the_users_to_know(tmp_path: Path) -> None:
+    """One line names the file."""
+    with pytest.raises(HookloopError, match=r"config\.yaml: cannot be written"):
+        write_config(tmp_path / "missing", {}, [])
+
+
+def test_the_environment_tells_versions_and_hardware(tmp_path: Path) -> None:
+    """And leaves no temporary file behind."""
+    write_environment(tmp_path)
+    (start,) = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert start["python"] == platform.python_version()
+    assert start["hardware"]["host"] == platform.node()
+    assert start["hardware"]["cpus"] == os.cpu_count()
+    assert start["hookloop"] == start["plugins"]["hookloop"]
+    assert start["torch"]
+    assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
+
+
+def test_earlier_starts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run tells each of its starts, in order."""
+    for number in range(3):
+        monkeypatch.setattr(sys, "argv", ["hookloop", str(number)])
+        write_environment(tmp_path)
+    starts = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert [start["command"][1] for start in starts] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"starts": 3}'])
+def test_a_damaged_environment_is_set_aside(tmp_path: Path, content: str) -> None:
+    """It neither stops the run nor is it lost."""
+    (tmp_path / "environment.json").write_text(content)
+    write_environment(tmp_path)
+    assert len(json.loads((tmp_path / "environment.json").read_text())["starts"]) == 1
+    assert (tmp_path / "environment.json.damaged").read_text() == content
+
+
+def test_no_environment_variable_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold secrets under any name."""
+    monkeypatch.setenv("SOMETHING_PRIVATE", "hunter2")
+    write_environment(tmp_path)
+    assert "hunter2" not in (tmp_path / "environment.json").read_text()
+
+
+def test_the_revision_of_the_working_directory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With whether tracked files were changed since."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    monkeypatch.chdir(repository)
+    for key, value in {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CEILING_DIRECTORIES": str(tmp_path)}.items():
+        monkeypatch.setenv(key, value)
+
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *who, *arguments], check=True, capture_output=True, text=True).stdout
+
+    def told() -> object:
+        write_environment(tmp_path)
+        return json.loads((tmp_path / "environment.json").read_text())["starts"][-1]["git"]
+
+    assert told() is None
+    git("init", "-q")
+    Path("a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "a")
+    revision = git("rev-parse", "HEAD").strip()
+    assert told() == {"revision": revision, "dirty": False}
+    Path("a").write_text("2")
+    assert told() == {"revision": revision, "dirty": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (["--set", "wandb.api_key=hunter2"], ["--set", "wandb.api_key=***"]),
+        (["--set=wandb.token=hunter2"], ["--set=wandb.token=***"]),
+        (["--token", "hunter2", "x"], ["--token", "***", "x"]),
+        (["--token=hunter2"], ["--token=***"]),
+        (["--set", "wandb={key: hunter2, a: 1}"], ["--set", 'wandb={"key": "***", "a": 1}']),
+        (["--set", "optimization.lr=1e-4", "cfg.yaml"], ["--set", "optimization.lr=1e-4", "cfg.yaml"]),
+        (["--set", "a.b={broken"], ["--set", "a.b={broken"]),
+    ],
+)
+def test_secrets_on_the_command_line_are_masked(given: list[str], shown: list[str]) -> None:
+    """However they are given, and nothing else is changed."""
+    assert mask_command(given) == shown
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from hookloop.records import lock
+with lock(Path(sys.argv[1])):
+    if sys.argv[2] == "fork" and os.fork() == 0:
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+        os._exit(0)
+    if sys.argv[2] == "hold":
+        print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(directory: Path, how: str = "hold") -> tuple[subprocess.Popen[str], str]:
+    """Start a process that holds the lock until its input ends; also what it says."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(directory), how], stdin=-1, stdout=-1, stderr=-1, text=True
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def test_a_second_run_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    """Host, process and start of the holder, and what to do; released, it can be had."""
+    process, _ = holder(tmp_path)
+    start = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
+    who = rf"run\.lock: .*process {process.pid} on {re.escape(platform.node())} since {start}.*; wait for it"
+    with pytest.raises(HookloopError, match=who), lock(tmp_path):
+        pass
+    process.communicate()
+    assert process.returncode == 0
+    with lock(tmp_path):
+        pass
+
+
+def test_the_file_names_the_holder_and_goes_with_it(tmp_path: Path) -> None:
+    """While held it is JSON; afterwards it is gone, also after an error."""
+    with lock(tmp_path):
+        content = json.loads((tmp_path / "run.lock").read_text())
+        assert (content["pid"], content["host"]) == (os.getpid(), platform.node())
+    assert not (tmp_path / "run.lock").exists()
+    with pytest.raises(ZeroDivisionError), lock(tmp_path):
+        1 / 0  # noqa: B018
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_one_process_cannot_hold_it_twice(tmp_path: Path) -> None:
+    """The second one of the same process is refused too, and breaks nothing."""
+    with lock(tmp_path):
+        with pytest.raises(HookloopError, match=str(os.getpid())), lock(tmp_path):
+            pass
+        with pytest.raises(HookloopError), lock(tmp_path):
+            pass
+
+
+def test_the_lock_of_a_killed_holder_is_taken_over(tmp_path: Path) -> None:
+    """Its file is still there, with nothing behind it."""
+    process, _ = holder(tmp_path)
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "run.lock").exists()
+    with lock(tmp_path):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_holder(tmp_path: Path) -> None:
+    """A worker that outlives the run must not block the next one."""
+    process, worker = holder(tmp_path, "fork")
+    process.kill()
+    process.wait()
+    try:
+        os.kill(int(worker), 0)  # it lives
+        with lock(tmp_path):
+            pass
+    finally:
+        os.kill(int(worker), signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_holder_that_has_not_written_yet_is_still_a_holder(tmp_path: Path) -> None:
+    """Between locking and writing there is nothing to name."""
+    with lock(tmp_path):
+        os.truncate(tmp_path / "run.lock", 0)
+        with pytest.raises(HookloopError, match="only just begun"), lock(tmp_path):
+            pass
+
+
+def test_only_one_of_many_has_it_at_a_time(tmp_path: Path) -> None:
+    """Processes that take and drop it as fast as they can never hold it together."""
+    script = """
+import os, sys, time
+from pathlib import Path
+from hookloop.errors import HookloopError
+from hookloop.records import lock
+end, got = time.monotonic() + 1.0, 0
+while time.monotonic() < end:
+    try:
+        with lock(Path(sys.argv[1])):
+            fd = os.open(sys.argv[1] + "/inside", os.O_CREAT | os.O_EXCL)
+            os.close(fd)
+            os.unlink(sys.argv[1] + "/inside")
+            got += 1
+    except HookloopError:
+        pass
+print(got)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=-1, stderr=-1, text=True)
+        for _ in range(3)
+    ]
+    for process in processes:
+        out, err = process.communicate()
+        assert err == ""
+        assert int(out) > 0
+
+
+def test_a_directory_that_cannot_be_written_is_the_users_to_know(tmp_path: Path) -> None:
+    """One line names the file."""
+    with pytest.raises(HookloopError, match=r"run\.lock: cannot be written"), lock(tmp_path / "missing"):
+        pass
+
+
+def test_reading_this_module_needs_no_torch() -> None:
+    """The wandb plugin reads it, and plugins are listed without torch."""
+    code = "import hookloop.records, hookloop.plugins.wandb, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
