@@ -64,8 +64,8 @@ class Batches:
 class Regression:
     """The task: mean squared error of the tiny network."""
 
-    data: dict[str, Batches] = field(factory=lambda: {"train": Batches()})
-    model: nn.Module = field(factory=network)
+    data: dict[str, Batches] = field(init=False, factory=lambda: {"train": Batches()})
+    model: nn.Module = field(init=False, factory=network)
 
     def loss(self, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Mean squared error."""
@@ -96,7 +96,7 @@ def seeded() -> float:
     optimizer = torch.optim.SGD(task.model.parameters(), lr=1e-3)
     began = time.perf_counter()
     for step, batch in enumerate(task.data["train"].batches(0)):
-        torch.manual_seed(step)
+        torch.default_generator.manual_seed(step)
         loss = task.loss(batch)["loss"]
         loss.backward()
         optimizer.step()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+
+from hookloop.seeding import seed_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,8 +16,6 @@ if TYPE_CHECKING:
 
     from hookloop.core import Run
     from hookloop.task import Order
-
-from contextlib import contextmanager
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def mean_losses(
         for i, batch in enumerate(data.batches(epoch, 0, batches, order)):
             if run.stopping:
                 return None
-            torch.manual_seed(run.seed("evaluate", i))
+            seed_torch(run.seed("evaluate", i), run.device)
             size = min(data.batch_size, data.n_samples - i * data.batch_size)
             with run.optimization.autocast():
                 losses = run.task.loss(batch)

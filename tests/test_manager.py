@@ -101,8 +101,8 @@ def test_a_default_can_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("listing", "start"),
     [
-        (["emma"], "--plugins: emma: not installed; did you mean 'ema'?; there are checkpoint, "),
-        (["emma", "emma"], "--plugins: emma: not installed; did you mean 'ema'?; there are checkpoint, "),
+        (["emma"], "--plugins: emma: not installed; did you mean 'ema'?; there are "),
+        (["emma", "emma"], "--plugins: emma: not installed; did you mean 'ema'?; there are "),
         (["no:progres"], "--plugins: progres: not installed; did you mean 'progress'?; there are "),
         (["ema", "ema"], "--plugins: ema: listed twice"),
         (["ema", "no:ema"], "--plugins: ema: both listed and left out"),

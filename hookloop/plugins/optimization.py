@@ -99,10 +99,10 @@ class OptimizationPlugin:
     @hookimpl(trylast=True)  # the default: any plugin may answer instead
     def train_step(self, run: Run, batch: Batch) -> Mapping[str, Tensor]:
         """Seed by the step, then forward, backward, update."""
-        import torch
+        from hookloop.seeding import seed_torch
 
         optimization = run.optimization
-        torch.manual_seed(run.seed("train", run.progress.step))
+        seed_torch(run.seed("train", run.progress.step), run.device)
         optimization.learning_rate = self.rate(run)
         with optimization.autocast():
             losses = run.task.loss(batch)

@@ -292,9 +292,10 @@ def _first_losses(run: Run) -> dict[str, float]:
     import torch
 
     from hookloop.evaluation import evaluating
+    from hookloop.seeding import seed_torch
 
     batch = next(iter(run.task.data["train"].batches(0, start=0, stop=1)))
-    torch.manual_seed(run.seed("first_batch"))
+    seed_torch(run.seed("first_batch"), run.device)
     with torch.no_grad(), evaluating(run.task.model), run.optimization.autocast():
         losses = run.task.loss(batch)
     first = Window(run)
