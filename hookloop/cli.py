@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from importlib.metadata import entry_points
@@ -118,29 +119,43 @@ def run(
 
     assembly = _assemble(config, plugins, overrides, directory)
     where = assembly.config.dir
-    _check_directory(where, fresh=fresh)
+    _make_directory(where)
     with records.lock(where):
+        if fresh:
+            _expect_empty(where)
         events = logs.events_to(where / "log.jsonl")
         for note in assembly.notes:
             events.info("section.skipped", note=note)
-        records.write_config(where, assembly.document, manager.listing_of(list(assembly.plugins)))
-        records.write_environment(where)
         this = manager.make_run(assembly, events)
-        train(this)
-        if this.stopping:
-            events.info(
-                "run.stopped", why=this.stopping.why, step=this.progress.step, code=this.stopping.code
-            )
-        sys.exit(this.stopping.code if this.stopping else 0)
+
+        def record() -> None:
+            records.write_config(where, assembly.document, manager.listing_of(list(assembly.plugins)))
+            records.write_environment(where)
+
+        try:
+            train(this, begun=record)
+        except BaseException as error:
+            # The console has it from main(), so this is for the file alone.
+            logs.events_to(where / "log.jsonl", io.StringIO()).error("run.failed", error=repr(error))
+            raise
+        at, stop = this.progress, this.stopping
+        if stop is None:
+            events.info("run.finished", epoch=at.epoch, step=at.step)
+        else:
+            events.info("run.stopped", why=stop.why, epoch=at.epoch, step=at.step, code=stop.code)
+        sys.exit(stop.code if stop else 0)
 
 
-def _check_directory(where: Path, *, fresh: bool) -> None:
+def _make_directory(where: Path) -> None:
     try:
         where.mkdir(parents=True, exist_ok=True)
-        used = any(where.iterdir())
     except OSError as error:
         raise HookloopError(f"{where}: cannot be written: {error.strerror}; choose another --dir") from error
-    if fresh and used:
+
+
+def _expect_empty(where: Path) -> None:
+    """A start that failed before it trained leaves a log and nothing else: that is still empty."""
+    if {path.name for path in where.iterdir()} - {"run.lock", "log.jsonl"}:
         raise HookloopError(f"{where}: not empty, and --fresh expects an empty or absent directory")
 
 
@@ -198,6 +213,8 @@ def hooks(plugins: list[str] | None, *, order: bool) -> None:
     """Print the hook reference, or with --order who answers each hook."""
     from hookloop import describe
 
+    if plugins is not None and not order:
+        raise click.UsageError("--plugins goes with --order")
     click.echo(describe.order(plugins or []) if order else describe.hooks())
 
 

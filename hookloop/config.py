@@ -61,11 +61,10 @@ def options_of(instance: object) -> dict[str, Plain]:
 
 def learned_options(instance: object) -> dict[str, Plain]:
     """Give the options that change what is learnt or in which order, flat, by dotted name."""
-    options = options_of(instance)
     flat: dict[str, Plain] = {}
     for name, a in _option_fields(type(instance)):
         if a.metadata.get("learned"):
-            flat.update(_flat(name, options[name]))
+            flat.update(_flat(name, getattr(instance, a.name)))
     return flat
 
 
@@ -80,10 +79,20 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def _flat(name: str, value: Plain) -> dict[str, Plain]:
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    return {k: v for key, part in value.items() for k, v in _flat(f"{name}.{key}", part).items()}
+def _flat(name: str, value: object) -> dict[str, Plain]:
+    """Name every value within *value*; options by which nothing is learnt are left out."""
+    parts: dict[str, object] = dict(value) if isinstance(value, Mapping) else {}
+    if attrs.has(type(value)):
+        parts = {
+            option: getattr(value, a.name)
+            for option, a in _option_fields(type(value))
+            if a.metadata.get("learned") is not False
+        }
+        if chosen := getattr(type(value), "chosen_as", None):
+            parts["name"] = chosen
+    if not parts:
+        return {name: cast("Plain", _plain(value))}
+    return {k: v for key, part in parts.items() for k, v in _flat(f"{name}.{key}", part).items()}
 
 
 def _plain(value: object) -> object:

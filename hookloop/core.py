@@ -13,7 +13,7 @@ from hookloop.errors import HookloopError
 from hookloop.hot import freeze
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -94,8 +94,10 @@ class Run:
         self.hook.log(run=self, metrics=metrics)
 
 
-def train(run: Run) -> None:
+def train(run: Run, begun: Callable[[], None] = lambda: None) -> None:
     """Train until all epochs are done or somebody asks to stop; ``shutdown`` is called whatever happens.
+
+    :param begun: called once everybody is ready and what there was to resume has been accepted.
 
     :raises HookloopError: for the user's mistakes.
     """
@@ -103,6 +105,7 @@ def train(run: Run) -> None:
     with run.cleanup:
         try:
             prepare(run)
+            begun()
             _fit(run)
         except BaseException as problem:
             error = problem

@@ -29,7 +29,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a model caches meanwhile must remain usable for training
 def mean_losses(
     run: Run, split: str, *, epoch: int = 0, batches: int | None = None, order: Order = "main"
 ) -> dict[str, float] | None:

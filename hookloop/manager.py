@@ -184,6 +184,12 @@ def register(plugins: Mapping[str, object]) -> pluggy.PluginManager:
         for name, plugin in reversed(list(plugins.items())):  # pluggy calls the last registered first
             manager.register(plugin, name=name)
         manager.check_pending()
+        for hook in ("make_task", "shutdown"):  # each plugin is asked by itself, so there is nothing to wrap
+            for impl in getattr(manager.hook, hook).get_hookimpls():
+                if impl.wrapper or impl.hookwrapper:
+                    raise HookloopError(
+                        f"plugin '{impl.plugin_name}': {hook} cannot be wrapped; implement it"
+                    )
     except pluggy.PluginValidationError as error:
         raise HookloopError(" ".join(str(error).split())) from error
     return manager

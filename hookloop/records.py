@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SECRET = {
-    "key", "apikey", "token", "secret", "password", "passwd", "passphrase", "credential", "credentials",
-    "authorization",
+    "key", "keys", "apikey", "token", "secret", "secrets", "password", "passwords", "passwd", "pwd", "passphrase",
+    "credential", "credentials", "authorization",
 }  # fmt: skip
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _GIT_SECONDS = 10

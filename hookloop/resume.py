@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from hookloop.config import learned_options
 from hookloop.errors import HookloopError
+from hookloop.records import masked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,12 +47,23 @@ def directory(run: Run) -> Path:
     return run.dir / "checkpoints"
 
 
+@runtime_checkable
+class Learning(Protocol):
+    """A plugin with more than its options that a resumed run may not change."""
+
+    def learned_values(self, run: Run) -> Mapping[str, object]:
+        """Those values, by what to call them."""
+
+
 def learned(run: Run) -> dict[str, object]:
-    """The options that a resumed run may not change, by dotted name."""
-    parts = {"run": run.config, **run.plugins}
-    return {
-        f"{name}.{key}": value for name, part in parts.items() for key, value in learned_options(part).items()
-    }
+    """What a resumed run may not change, by dotted name; secrets masked."""
+    found: dict[str, object] = {}
+    for name, part in {"run": run.config, **run.plugins}.items():
+        values: dict[str, object] = {**learned_options(part)}
+        if isinstance(part, Learning):
+            values |= part.learned_values(run)
+        found |= {f"{name}.{key}": value for key, value in values.items()}
+    return cast("dict[str, object]", masked(found))
 
 
 def read_latest(run: Run) -> tuple[Path, dict[str, object]] | None:
@@ -107,10 +119,13 @@ def restore(run: Run, path: Path, state: Mapping[str, object]) -> None:
 
 def _refuse_changes(run: Run, path: Path, before: Mapping[str, object]) -> None:
     now = learned(run)
+    there, here = ({key.split(".")[0] for key in options} for options in (before, now))
     changed = [
-        f"{key} ({before[key]!r} there, {now[key]!r} now)"
-        for key in sorted(before.keys() & now.keys())
-        if before[key] != now[key] and key not in run.config.allow_changes
+        f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)"
+        for key in sorted(before.keys() | now.keys())
+        if key.split(".")[0] in there & here  # a plugin may come and go
+        and (before.get(key) or None) != (now.get(key) or None)
+        and key not in run.config.allow_changes
     ]
     if changed:
         raise HookloopError(

@@ -12,10 +12,11 @@ _DURATION = r"(?=\d)(\d+d)?(\d+h)?(\d+m)?(\d+s)?"
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
-def doc(text: str, *, learned: bool = False) -> dict[str, object]:
+def doc(text: str, *, learned: bool | None = None) -> dict[str, object]:
     """Describe an option, for ``hookloop plugins`` and the schema.
 
     :param learned: changing it changes what is learnt or in which order, so a resumed run refuses it.
+        Options within an option are what it is, unless they say otherwise.
     """
     return {"help": text, "learned": learned}
 

@@ -135,18 +135,9 @@ class Recorder:
     calls: list[tuple[str, tuple[int, int, int]]] = field(factory=list)
     logged: list[tuple[int, dict[str, object]]] = field(factory=list)
 
-    for _name in (
-        "before_run",
-        "before_epoch",
-        "before_batch",
-        "after_batch",
-        "validate",
-        "infer",
-        "after_epoch",
-    ):
-        vars()[f"_{_name}"] = _recording(_name)
-    for _name in ("make_optimization", "train_step", "shutdown"):
-        vars()[f"_{_name}"] = _recording(_name)
+    for _name in hook_names():
+        if _name not in ("make_task", "log"):  # one would be a second task, the other is below
+            vars()[f"_{_name}"] = _recording(_name)
     del _name
 
     @hookimpl

@@ -21,7 +21,18 @@ from hookloop.records import lock, mask_command, masked, write_config, write_env
 
 @pytest.mark.parametrize(
     "key",
-    ["key", "api_key", "apiKey", "WANDB_API_KEY", "access-token", "Secret", "db.password", "Authorization"],
+    [
+        "key",
+        "api_key",
+        "apiKey",
+        "WANDB_API_KEY",
+        "access-token",
+        "api_keys",
+        "passwords",
+        "Secret",
+        "db.password",
+        "Authorization",
+    ],
 )
 def test_keys_that_look_secret_are_masked(key: str) -> None:
     """One of the key's words decides, whatever its case."""

@@ -13,6 +13,7 @@ from attrs.validators import ge, optional
 from hookloop import resume
 from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
+from hookloop.records import masked
 from hookloop.settings import doc, epoch_slice, epochs_in
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ class Checkpoint:
                 "checkpoint.disabled", hint="checkpoint.save is false: nothing is kept of this run"
             )
             return
-        resume.directory(run).mkdir(parents=True, exist_ok=True)
-        for stale in resume.directory(run).glob(".*.tmp"):
-            stale.unlink()
+        _make_ready(resume.directory(run))
         if self.ema_epochs and not any(
             isinstance(plugin, resume.Averaging) for plugin in run.plugins.values()
         ):
@@ -103,15 +102,18 @@ class Checkpoint:
     def after_epoch(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Keep the best weights, then save the epoch."""
         improved = self._improved(run, metrics)
+        before = dict(self.bests)
+        self.bests |= improved
+        number = run.progress.epoch
+        if self.save:
+            for stem in improved:
+                self._write_best(run, stem, before)
+            if self.save_best_inference_epochs and "best_inference" in improved:
+                self._write_weights(run, f"best_inference_{number:04d}")
         if self.bests:
             run.log({f"best/{stem}": value for stem, value in self.bests.items()})
         if not self.save:
             return
-        number = run.progress.epoch
-        if self.save_best_inference_epochs and "best_inference" in improved:
-            improved.append(f"best_inference_{number:04d}")
-        for name in improved:
-            self._write(run, f"{name}.ckpt", {**self._head(run), "model": _validation_weights(run)})
         if number in epochs_in(self.ema_epochs, run.config.max_epochs):
             name = f"ema_epoch_{number:04d}.ckpt"
             self._write(run, name, {**self._head(run), "model": _averaged_weights(run)})
@@ -128,20 +130,31 @@ class Checkpoint:
                 "what was saved before is intact; make room and run the same command again"
             )
 
-    def _improved(self, run: Run, metrics: Mapping[str, float]) -> list[str]:
-        """File stems whose metric is not worse than the best so far; NaN never is."""
-        improved = []
+    def _write_weights(self, run: Run, stem: str) -> bool:
+        """Write the weights that validation has seen."""
+        return self._write(run, f"{stem}.ckpt", {**self._head(run), "model": _validation_weights(run)})
+
+    def _write_best(self, run: Run, stem: str, before: Mapping[str, float]) -> None:
+        """Write a best file; where that fails, the best is still the one that is there."""
+        if self._write_weights(run, stem):
+            return
+        del self.bests[stem]
+        if stem in before:
+            self.bests[stem] = before[stem]
+
+    def _improved(self, run: Run, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Values by file stem that are not worse than the best so far; NaN never is."""
+        improved = {}
         for stem, key in self.best.items():
             if key not in metrics:
                 continue
             value = float(metrics[key])  # numpy's numbers are floats too, but not safe to load
             if math.isnan(value):
                 run.events.warning(
-                    "metric.undefined", key=key, value="NaN", hint=f"{stem}.ckpt stays as it is"
+                    "metric.undefined", metric=key, value="NaN", hint=f"{stem}.ckpt stays as it is"
                 )
             elif value <= self.bests.get(stem, float("inf")):
-                self.bests[stem] = value
-                improved.append(stem)
+                improved[stem] = value
         return improved
 
     def _save_latest(self, run: Run) -> bool:
@@ -175,7 +188,7 @@ class Checkpoint:
         return {
             "format": resume.FORMAT,
             "progress": asdict(run.progress),
-            "config": dict(run.document),
+            "config": masked(run.document),
             "best": dict(self.bests),
         }
 
@@ -200,6 +213,18 @@ class Checkpoint:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Take over the best values."""
         self.bests = dict(cast("dict[str, float]", state["bests"]))
+
+
+def _make_ready(directory: Path) -> None:
+    """Make the directory, and remove what a killed writer has left in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob(".*.tmp"):
+            stale.unlink()
+    except OSError as error:
+        raise HookloopError(
+            f"{directory}: cannot be written: {error.strerror}; choose another run.dir"
+        ) from error
 
 
 def _set_aside(path: Path) -> None:

@@ -53,6 +53,13 @@ class EMA:
         self.updates = 0
 
     @hookimpl
+    def before_epoch(self) -> None:
+        """Before the first update the average is the model, also one restored from a run without averages."""
+        if self.updates == 0:
+            for average, weight in zip(self.averages, self.weights, strict=True):
+                average.copy_(weight.detach())
+
+    @hookimpl
     def after_batch(self) -> None:
         """Move every average towards its weight: a += (1 - decay) (w - a)."""
         import torch

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hookloop.task import Paired
 
 _AUTO_BATCH = 64
-_SCORES = ("crps", "crps_relative", "rmse", "spread_skill")
+_SCORES = ("crps", "crps_relative", "rmse", "spread_skill", "mae_baseline", "rmse_baseline")
 
 
 def _is_ensemble(_instance: object, _attribute: Attribute[int], value: int) -> None:
@@ -77,6 +77,15 @@ class Generation:
         """Say so where there is nothing to do."""
         if _generative(run) is None:
             run.events.info("generation.idle", why="the task cannot generate, or has no validation split")
+            return
+        last, every = run.config.max_epochs, run.config.validation_epochs
+        validated = {*range(every, last + 1, every), last}
+        if validated.isdisjoint(epochs_in(self.epochs, last)):
+            run.events.warning(
+                "generation.never",
+                epochs=self.epochs,
+                hint=f"inference follows validation, in epochs {sorted(validated)[:5]}: see run.validate_every",
+            )
 
     @hookimpl
     def infer(self, run: Run) -> Mapping[str, float] | None:

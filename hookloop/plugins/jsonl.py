@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from io import FileIO
+from itertools import count
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -34,28 +36,53 @@ class Jsonl:
     _file: FileIO | None = field(init=False, default=None)
     _recorded: dict[int, set[str]] = field(init=False, factory=dict)
     """What the file held when it was opened: keys by step."""
+    _ended: bool = field(init=False, default=False)
     _failed: bool = field(init=False, default=False)
     """A line may have been written in part."""
 
-    @hookimpl(tryfirst=True)  # so that what others log while they get ready is written too
-    def before_run(self, run: Run) -> None:
-        """Open the file, cutting off a last line that was killed while it was written."""
-        path = run.dir / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(path)
-        self._recorded = _keys_by_step(path)
-        self._failed = False
-        self._file = run.cleanup.enter_context(FileIO(path, "a"))
-        run.cleanup.callback(self._forget)
+    @hookimpl
+    def before_run(self) -> None:
+        """Begin anew; the file is opened once it is known whether anything was resumed."""
+        self._file, self._recorded, self._failed, self._ended = None, {}, False, False
 
-    def _forget(self) -> None:
-        self._file = None
+    @hookimpl
+    def before_epoch(self, run: Run) -> None:
+        """Open the file before anything is learnt, if nobody has logged yet."""
+        if self._file is None:
+            self._file = self._open(run)
+
+    def _open(self, run: Run) -> FileIO:
+        """Go on with the file of a resumed run; set aside that of a run which has left nothing to resume.
+
+        A last line that was killed while it was written is cut off.
+        """
+        path = run.dir / "metrics.jsonl"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if run.progress.step == 0 and path.exists():
+                aside = _free_name(path)
+                path.rename(aside)
+                run.events.warning("metrics.set_aside", path=str(aside), reason="nothing was resumed")
+            _mend(path)
+            self._recorded = _keys_by_step(path)
+            file = run.cleanup.enter_context(FileIO(path, "a"))
+        except OSError as problem:
+            raise HookloopError(
+                f"{path}: cannot be written: {problem.strerror}; choose another run.dir"
+            ) from problem
+        run.cleanup.callback(self._end)
+        return file
+
+    def _end(self) -> None:
+        self._file, self._ended = None, True
 
     @hookimpl
     def log(self, run: Run, metrics: Mapping[str, float | Figure]) -> None:
         """Write the numbers among *metrics* that were not recorded at this step before a resume."""
-        if self._file is None:
+        if self._ended:
             return
+        if self._file is None:
+            self._file = self._open(run)
         at = run.progress
         old = self._recorded.get(at.step, _OWN) | _OWN
         new = {
@@ -76,6 +103,11 @@ class Jsonl:
         if not whole and not self._failed:
             run.events.warning("metrics.unwritten", step=content["step"], reason=reason)
         self._failed = not whole
+
+
+def _free_name(path: Path) -> Path:
+    """A name beside *path* that is not taken, such as ``metrics.1.jsonl``."""
+    return next(name for n in count(1) if not (name := path.with_name(f"metrics.{n}.jsonl")).exists())
 
 
 def _number(value: Real) -> float:

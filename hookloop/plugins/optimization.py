@@ -45,7 +45,9 @@ class OptimizationPlugin:
 
     optimizer: Literal["AdamW", "Adam", "SGD"] = field(default="AdamW", metadata=doc("which", learned=True))
     lr: float = field(
-        default=2e-4, validator=gt(0.0), metadata=doc("the highest learning rate", learned=True)
+        default=2e-4,
+        validator=[gt(0.0), lt(float("inf"))],
+        metadata=doc("the highest learning rate", learned=True),
     )
     weight_decay: float = field(
         default=0.0, validator=ge(0.0), metadata=doc("decay per unit of lr", learned=True)
@@ -61,7 +63,11 @@ class OptimizationPlugin:
     clip_norm: float | None = field(
         default=None, validator=optional(gt(0.0)), metadata=doc("the largest gradient norm", learned=True)
     )
-    accumulate: int = field(default=1, validator=ge(1), metadata=doc("batches an update", learned=True))
+    accumulate: int = field(
+        default=1,
+        validator=ge(1),
+        metadata=doc("batches an update; fewer left over at the end of the run move nothing", learned=True),
+    )
     scheduler: Schedule = field(factory=Schedule, metadata=doc("the learning rate's course", learned=True))
 
     @hookimpl(trylast=True)  # the default: any plugin may answer instead
@@ -109,6 +115,15 @@ class OptimizationPlugin:
         measured = optimization.update(losses["loss"])
         return {**{name: loss.detach() for name, loss in losses.items()}, **measured}
 
+    def learned_values(self, run: Run) -> Mapping[str, object]:
+        """The cosine's length, which follows ``run.max_epochs`` where it is not given."""
+        cosine = self.scheduler.name == "CosineAnnealingLR"
+        return {"scheduler.T_max": self._length(run)} if cosine else {}
+
+    def _length(self, run: Run) -> int:
+        per_epoch = run.task.data["train"].n_batches if self.scheduler.step == "batch" else 1
+        return self.scheduler.T_max or run.config.max_epochs * per_epoch
+
     def rate(self, run: Run) -> float:
         """The learning rate of the batch at hand."""
         from hookloop.optimization import cosine, steps, warm_up
@@ -118,8 +133,7 @@ class OptimizationPlugin:
         factor = warm_up(position, schedule.warmup)
         after = max(0, position - schedule.warmup)
         if schedule.name == "CosineAnnealingLR":
-            per_epoch = run.task.data["train"].n_batches if schedule.step == "batch" else 1
-            total = schedule.T_max or run.config.max_epochs * per_epoch
+            total = self._length(run)
             factor *= cosine(after, total - schedule.warmup, schedule.eta_min / self.lr)
         elif schedule.name == "MultiStepLR":
             factor *= steps(position, schedule.milestones, schedule.gamma)

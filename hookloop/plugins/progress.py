@@ -58,11 +58,11 @@ class Window:
         )
         values = iter(moved.tolist())
         found = [(at, {key: next(values) for key in losses}) for at, losses in self.pending]
-        self.pending.clear()
         for at, losses in found:
             for key, value in losses.items():
                 if not math.isfinite(value) and key.split("/")[0] == "loss":
                     raise Diverged(_diagnosis(self.run, at, key, value))
+        self.pending.clear()
         self.settled += found
 
     def means(self) -> dict[str, float]:

@@ -230,7 +230,7 @@ def test_nan_never_improves(tmp_path: Path) -> None:
     """NaN is warned about and ignored, first, last or in between."""
     steps, best, run = best_after(tmp_path, math.nan, 3.0, math.nan, 2.0, math.nan)
     assert (steps, best) == ([2, 4], 2.0)
-    assert [e["key"] for e in told(run, "metric.undefined")] == ["inference/error"] * 3
+    assert [e["metric"] for e in told(run, "metric.undefined")] == ["inference/error"] * 3
 
 
 def test_only_nan_writes_no_best(tmp_path: Path) -> None:

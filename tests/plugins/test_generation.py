@@ -167,6 +167,10 @@ def test_scores_are_those_of_an_independent_implementation(tmp_path: Path) -> No
             # The second baseline is zero, its truth is doubled.
             "inference/crps_relative/wind/u": crps / mae,
             "inference/error": crps / mae,
+            "inference/mae_baseline/t2m": mae,
+            "inference/mae_baseline/wind/u": 2 * mae,
+            "inference/rmse_baseline/t2m": truth.square().mean().sqrt().item(),
+            "inference/rmse_baseline/wind/u": 2 * truth.square().mean().sqrt().item(),
         }
     )
 

@@ -21,27 +21,29 @@ class SplitConfig:
 
     coarse: list[str] = field(
         validator=min_len(1),
-        metadata=doc("coarse netCDF files or zarr stores; times are joined, variables merged", learned=True),
+        metadata=doc("coarse netCDF files or zarr stores; times are joined, variables merged"),
     )
     fine: list[str] = field(
         validator=min_len(1),
-        metadata=doc("fine netCDF files or zarr stores; times are joined, variables merged", learned=True),
+        metadata=doc("fine netCDF files or zarr stores; times are joined, variables merged"),
     )
     time: tuple[str, str] | None = field(
         default=None,
-        metadata=doc("first and last time, both included; '2019-03-22' is that whole day", learned=True),
+        metadata=doc("first and last time, both included; '2019-03-22' is that whole day"),
     )
     lat: tuple[float, float] | None = field(
-        default=None, metadata=doc("box around the centres of coarse cells, degrees north", learned=True)
+        default=None, metadata=doc("box around the centres of coarse cells, degrees north")
     )
     lon: tuple[float, float] | None = field(
         default=None,
-        metadata=doc("box around the centres of coarse cells, degrees east, west end first", learned=True),
+        metadata=doc("box around the centres of coarse cells, degrees east, west end first"),
     )
-    batch_size: int = field(default=32, validator=ge(1), metadata=doc("samples a batch", learned=True))
+    batch_size: int = field(default=32, validator=ge(1), metadata=doc("samples a batch"))
     cache: Literal["auto", "device", "ram"] = field(
         default="auto",
-        metadata=doc("where the split lives; auto: on the GPU where it takes less than a quarter of it"),
+        metadata=doc(
+            "where the split lives; auto: on the GPU where it takes less than a quarter of it", learned=False
+        ),
     )
 
 
@@ -49,8 +51,8 @@ class SplitConfig:
 class StaticConfig:
     """One static field on the fine grid."""
 
-    path: str = field(metadata=doc("netCDF file or zarr store", learned=True))
-    variable: str = field(metadata=doc("variable of that file, by latitude and longitude", learned=True))
+    path: str = field(metadata=doc("netCDF file or zarr store"))
+    variable: str = field(metadata=doc("variable of that file, by latitude and longitude"))
 
 
 def _positive(
@@ -67,16 +69,12 @@ class PatchConfig:
     coarse: tuple[int, int] | None = field(
         default=None,
         validator=_positive,
-        metadata=doc(
-            "coarse cells of a patch in latitude and longitude; the whole field if unset", learned=True
-        ),
+        metadata=doc("coarse cells of a patch in latitude and longitude; the whole field if unset"),
     )
-    per_sample: int = field(
-        default=1, validator=ge(1), metadata=doc("patches of each time in an epoch", learned=True)
-    )
+    per_sample: int = field(default=1, validator=ge(1), metadata=doc("patches of each time in an epoch"))
     random_offset: bool = field(
         default=True,
-        metadata=doc("patches lie anywhere; otherwise they tile the field, in turn", learned=True),
+        metadata=doc("patches lie anywhere; otherwise they tile the field, in turn"),
     )
 
 
@@ -84,10 +82,8 @@ class PatchConfig:
 class NormalizationConfig:
     """Statistics given by hand, for every variable."""
 
-    means: dict[str, float] = field(metadata=doc("mean of each variable, in its units", learned=True))
-    stds: dict[str, float] = field(
-        metadata=doc("standard deviation of each variable, in its units", learned=True)
-    )
+    means: dict[str, float] = field(metadata=doc("mean of each variable, in its units"))
+    stds: dict[str, float] = field(metadata=doc("standard deviation of each variable, in its units"))
 
     def scale(self, names: Sequence[str]) -> Scale:
         """Make the scale of the variables *names*; one that is missing is a ``HookloopError``."""

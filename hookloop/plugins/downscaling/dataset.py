@@ -34,7 +34,7 @@ class PairBatch:
     fine: Tensor
     """``[batch, output, factor·lat, factor·lon]``."""
     corner: Tensor
-    """``[batch, 2]`` int64 on the CPU: south-west corners on the fine grid."""
+    """``[batch, 2]`` int64: south-west corners on the fine grid."""
     hour: Tensor
     """``[batch]``, hours of the day, UTC."""
     day: Tensor
@@ -210,11 +210,12 @@ def _cut(fields: Tensor, cases: Tensor, corner: Tensor, shape: tuple[int, int]) 
 
 
 def _moved(batch: PairBatch, device: torch.device) -> PairBatch:
-    """Copy what a model reads to *device*; the corner stays on the CPU."""
+    """Copy what a model reads to *device*."""
     return evolve(
         batch,
         coarse=batch.coarse.to(device, non_blocking=True),
         fine=batch.fine.to(device, non_blocking=True),
+        corner=batch.corner.to(device, non_blocking=True),
         hour=batch.hour.to(device, non_blocking=True),
         day=batch.day.to(device, non_blocking=True),
     )
@@ -238,6 +239,7 @@ def _pinned(batch: PairBatch) -> PairBatch:
         batch,
         coarse=batch.coarse.pin_memory(),
         fine=batch.fine.pin_memory(),
+        corner=batch.corner.pin_memory(),
         hour=batch.hour.pin_memory(),
         day=batch.day.pin_memory(),
     )
@@ -248,6 +250,6 @@ def _arrived(batch: PairBatch, stream: torch.cuda.Stream) -> PairBatch:
     current = torch.cuda.current_stream(batch.fine.device)
     # The wait also covers the batch copied after this one; copies are short beside a training step.
     current.wait_stream(stream)
-    for tensor in (batch.coarse, batch.fine, batch.hour, batch.day):
+    for tensor in (batch.coarse, batch.fine, batch.corner, batch.hour, batch.day):
         tensor.record_stream(current)
     return batch

@@ -54,8 +54,9 @@ def open_source(
     where = _some(paths)
     cut = {path: _cut(data, time, path) for path, data in files.items()}
     parts = {name: _parts(cut, name) for name in variables}
-    if time and not any(parts.values()):
-        raise HookloopError(f"no times in {time[0]} to {time[1]}: {where} has {_span(files)}")
+    if not any(parts.values()):
+        asked = f" in {time[0]} to {time[1]}" if time else ""
+        raise HookloopError(f"no times{asked}: {where} has {_span(files)}")
     times = _join(parts[variables[0]], where)
     for name in variables[1:]:
         if not np.array_equal(_join(parts[name], where), times):
@@ -74,8 +75,11 @@ def open_file(path: str, stack: ExitStack) -> xr.Dataset:
         raise HookloopError(f"{path}: no such file or store; expected a netCDF file or a zarr store")
     try:
         data = stack.enter_context(_open(path))
-    except (OSError, ValueError, KeyError) as problem:
-        raise HookloopError(f"{path}: expected a netCDF file or a zarr store, found: {problem}") from problem
+    except (OSError, ValueError, KeyError, ImportError) as problem:
+        raise HookloopError(
+            f"{path}: expected a netCDF-4 file or a zarr store, found: {problem}; "
+            "convert older netCDF with: nccopy -k nc4"
+        ) from problem
     aliases = {other: name for name, other in _ALIASES.items() if name not in data.variables}
     data = data.rename({other: name for other, name in aliases.items() if other in data.variables})
     for name in ("latitude", "longitude"):
@@ -113,10 +117,16 @@ def read(array: xr.DataArray, latitude: Axis, longitude: Axis) -> npt.NDArray[np
 
     A region across 0 in a file from 0 to 360 is two runs, and nothing between them is read.
     """
-    pieces = [
-        [array.isel(latitude=rows, longitude=columns).to_numpy() for columns in _runs(longitude)]
-        for rows in _runs(latitude)
-    ]
+    try:
+        pieces = [
+            [array.isel(latitude=rows, longitude=columns).to_numpy() for columns in _runs(longitude)]
+            for rows in _runs(latitude)
+        ]
+    except (OSError, RuntimeError, ValueError) as problem:  # what damaged chunks raise
+        source = array.encoding.get("source", "its file")
+        raise HookloopError(
+            f"{source}: {array.name} cannot be read: {problem}; is the file damaged?"
+        ) from problem
     return np.asarray(np.block(pieces), dtype=np.float32)
 
 
@@ -216,8 +226,8 @@ def _join(parts: Sequence[xr.DataArray], where: str) -> Times:
 
 
 def _span(files: Mapping[str, xr.Dataset]) -> str:
-    ends = np.sort(np.concatenate([data.time.to_numpy().reshape(-1)[[0, -1]] for data in files.values()]))
-    return " to ".join(np.datetime_as_string(ends[[0, -1]], unit="m"))
+    times = np.sort(np.concatenate([data.time.to_numpy().reshape(-1) for data in files.values()]))
+    return " to ".join(np.datetime_as_string(times[[0, -1]], unit="m")) if len(times) else "none at all"
 
 
 def _some(paths: Sequence[str]) -> str:

@@ -93,9 +93,8 @@ class Downscaler(nn.Module):
     def condition(self, batch: PairBatch, upsampled: Tensor) -> Tensor:
         """Everything the network is given, ``[batch, condition, lat, lon]``."""
         height, width = upsampled.shape[-2:]
-        rows = batch.corner[:, 0, None] + torch.arange(height)
-        columns = batch.corner[:, 1, None] + torch.arange(width)
-        rows, columns = rows.to(upsampled.device), columns.to(upsampled.device)
+        rows = batch.corner[:, 0, None] + torch.arange(height, device=upsampled.device)
+        columns = batch.corner[:, 1, None] + torch.arange(width, device=upsampled.device)
         parts = [self.inputs.normalize(upsampled)]
         if len(self.statics):
             parts.append(self.statics[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1))

@@ -12,7 +12,7 @@ from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import NormalizationConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["NormalizationConfig", "Scale", "given", "statistics"]
 
@@ -36,19 +36,6 @@ class Scale:
     def denormalize(self, x: Tensor) -> Tensor:
         """Back from :meth:`normalize` to physical units."""
         return x * self.std[:, None, None] + self.mean[:, None, None]
-
-    def to(self, device: torch.device) -> Scale:
-        """Put both on *device*."""
-        return Scale(self.mean.to(device), self.std.to(device))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Mean and std, for a checkpoint."""
-        return {"mean": self.mean, "std": self.std}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Scale:
-        """Back from :meth:`state_dict`."""
-        return cls(state["mean"], state["std"])
 
 
 def statistics(fields: Tensor, names: Sequence[str]) -> Scale:

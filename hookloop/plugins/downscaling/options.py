@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from attrs import Attribute, field, frozen
-from attrs.validators import deep_iterable, ge, gt, lt, max_len, min_len
+from attrs.validators import deep_iterable, deep_mapping, ge, gt, lt, max_len, min_len
 
 from hookloop.settings import doc
 
@@ -58,8 +58,8 @@ class UNetOptions:
 class NoiseConfig:
     """Training noise: ln σ ~ N(mean, std²), σ in units of the normalised target's standard deviation."""
 
-    mean: float = field(default=-1.2, metadata=doc("mean of ln σ"))
-    std: float = field(default=1.2, validator=gt(0.0), metadata=doc("standard deviation of ln σ"))
+    mean: float = field(default=-1.2, validator=[gt(-20.0), lt(20.0)], metadata=doc("mean of ln σ"))
+    std: float = field(default=1.2, validator=[gt(0.0), lt(20.0)], metadata=doc("standard deviation of ln σ"))
 
 
 @frozen
@@ -78,7 +78,9 @@ class ModelConfig:
     )
     noise: NoiseConfig = field(factory=NoiseConfig, metadata=doc("training noise"))
     loss_weights: dict[str, float] = field(
-        factory=dict, metadata=doc("weights of variables; 1 where not given")
+        factory=dict,
+        validator=deep_mapping(value_validator=[gt(0.0), lt(float("inf"))]),
+        metadata=doc("weights of variables; 1 where not given"),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -88,6 +90,9 @@ class ModelConfig:
                 f"outputs: {', '.join(missing)} not among the inputs {', '.join(self.inputs)}; "
                 "their coarse fields are what the model starts from and is compared with"
             )
+        for what, names in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what}: found {', '.join(names)}, expected each once")
         if unknown := [name for name in self.loss_weights if name not in self.outputs]:
             raise ValueError(
                 f"loss_weights: {', '.join(unknown)} are no outputs; expected {', '.join(self.outputs)}"

@@ -18,6 +18,8 @@ LINE = {
     "inference/crps_relative/t2m": 0.5,
     "inference/rmse/t2m": 0.75,
     "inference/spread_skill/t2m": 0.875,
+    "inference/mae_baseline/t2m": 0.5,
+    "inference/rmse_baseline/t2m": 2.0,
 }
 
 
@@ -28,7 +30,7 @@ def write(run: Path, *lines: dict[str, float]) -> Path:
 
 
 def test_shows_the_last_inference_beside_bicubic(tmp_path: Path) -> None:
-    """The error of bicubic interpolation is the CRPS over the relative CRPS: 0.25 / 0.5."""
+    """Of several inferences the last one counts."""
     older = LINE | {"step": 15, "inference/crps/t2m": 9.0}
     text = table(write(tmp_path / "run", older, LINE, {"step": 30, "epoch": 2, "best/best": 1.0}), None)
 
@@ -40,9 +42,7 @@ def test_shows_the_last_inference_beside_bicubic(tmp_path: Path) -> None:
 
 def test_shows_the_exact_answer_where_it_is_known(tmp_path: Path) -> None:
     """Each score has the exact posterior's own in the last column."""
-    (tmp_path / "exact.json").write_text(
-        json.dumps({"crps": 0.125, "spread_skill": 1.0, "bicubic_rmse": 2.0})
-    )
+    (tmp_path / "exact.json").write_text(json.dumps({"crps": 0.125, "spread_skill": 1.0}))
     text = table(write(tmp_path / "run", LINE), tmp_path / "exact.json")
 
     rows = {

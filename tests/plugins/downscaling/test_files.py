@@ -101,7 +101,7 @@ def test_unreadable_file(tmp_path: Path, stack: ExitStack, name: str) -> None:
         path.mkdir()
     else:
         path.write_text("no netCDF")
-    with pytest.raises(HookloopError, match=f"{name}: expected a netCDF file or a zarr store, found"):
+    with pytest.raises(HookloopError, match=f"{name}: expected a netCDF-4 file or a zarr store, found"):
         open_source([str(path)], ["t2m"], None, stack)
 
 

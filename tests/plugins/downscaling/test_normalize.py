@@ -45,14 +45,6 @@ def test_there_and_back() -> None:
     assert torch.equal(scale.denormalize(normal), x)
 
 
-def test_state() -> None:
-    """A scale survives its state."""
-    scale = Scale(torch.tensor([10.0]), torch.tensor([2.0]))
-    again = Scale.from_state(scale.state_dict())
-    assert again.mean.tolist() == [10.0]
-    assert again.std.tolist() == [2.0]
-
-
 def test_given_by_hand() -> None:
     """Statistics given by hand come in the order of the variables."""
     config = NormalizationConfig(
