@@ -8,8 +8,7 @@ DEMO ?= demo
 .PHONY: demo test check docs format benchmark clean
 
 demo: .venv/installed
-	rm -rf $(DEMO)
-	$(BIN)/hookloop init downscaling $(DEMO)
+	test -e $(DEMO)/cfg.yaml || $(BIN)/hookloop init downscaling $(DEMO)
 	$(BIN)/hookloop run $(DEMO)/cfg.yaml
 	$(BIN)/hookloop compare $(DEMO)/run --exact $(DEMO)/exact.json
 
@@ -47,4 +46,4 @@ benchmark: .venv/developing
 	touch $@
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv

@@ -102,7 +102,7 @@ def _config_options(function: Callable[..., None]) -> Callable[..., None]:
 def cli() -> None:
     """Train models with an event loop made of plugins.
 
-    Try: hookloop init downscaling demo && hookloop run demo/cfg.yaml
+    Try: hookloop init downscaling sample && hookloop run sample/cfg.yaml
     """
 
 

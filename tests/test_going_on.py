@@ -110,7 +110,9 @@ def test_metrics_of_a_run_that_left_nothing_to_resume_are_set_aside(tmp_path: Pa
         finished(tmp_path, Jsonl())
     files = sorted(path.name for path in tmp_path.glob("metrics*.jsonl"))
     assert files == ["metrics.1.jsonl", "metrics.jsonl"]
-    first, second = ([json.loads(line)["step"] for line in (tmp_path / name).open()] for name in files)
+    first, second = (
+        [json.loads(line)["step"] for line in (tmp_path / name).read_text().splitlines()] for name in files
+    )
     assert first == second == [8]
 
 
