@@ -34,9 +34,9 @@ def table(run: Path, exact: Path | None) -> str:
         lines += ["", f"{variable:<44}{'model':>9}{'bicubic':>9}" + (f"{'exact':>9}" if known else "")]
         scores = {name: found[f"inference/{name}/{variable}"] for name in _ROWS}
         bicubic = {
-            "crps": found[f"inference/mae_baseline/{variable}"],
+            "crps": found.get(f"inference/mae_baseline/{variable}"),
             "crps_relative": 1.0,
-            "rmse": found[f"inference/rmse_baseline/{variable}"],
+            "rmse": found.get(f"inference/rmse_baseline/{variable}"),
         }
         for name, words in _ROWS.items():
             cells = [scores[name], bicubic.get(name), *([known.get(name)] if known else [])]
