@@ -190,7 +190,8 @@ def test_a_second_run_in_the_same_directory_is_refused(config: Path, tmp_path: P
 
 
 def test_a_changed_option_is_refused_on_resume(config: Path, uninterrupted: Path) -> None:
-    """Exit code 2, naming the option and both values."""
+    """Exit code 2, naming the option and both values; the record of what was run stays, the log tells."""
+    recorded = (uninterrupted / "config.yaml").read_text()
     done = subprocess.run(
         [*command(config, uninterrupted), "--set", "run.seed=1"],
         env=ENVIRONMENT,
@@ -200,3 +201,16 @@ def test_a_changed_option_is_refused_on_resume(config: Path, uninterrupted: Path
     )
     assert done.returncode == 2
     assert "run.seed (0 there, 1 now)" in done.stderr
+    assert (uninterrupted / "config.yaml").read_text() == recorded
+    assert "run.failed" in (uninterrupted / "log.jsonl").read_text()
+
+
+def test_a_fresh_start_may_be_tried_again_after_a_mistake(config: Path, tmp_path: Path) -> None:
+    """A run that never began leaves nothing that ``--fresh`` would trip over; one that has trained does."""
+    fresh = [*command(config, tmp_path / "run"), "--fresh", "--set", "run.max_epochs=1"]
+    wrong = ["--set", "downscaling.train.fine=[nowhere.zarr]"]
+    codes = [
+        subprocess.run([*fresh, *more], env=ENVIRONMENT, capture_output=True, check=False).returncode
+        for more in (wrong, [], [])
+    ]
+    assert codes == [2, 0, 2]

@@ -76,6 +76,10 @@ def open_file(path: str, stack: ExitStack) -> xr.Dataset:
     try:
         data = stack.enter_context(_open(path))
     except (OSError, ValueError, KeyError, ImportError) as problem:
+        if "calendar" in str(problem):  # what xarray says without cftime
+            raise HookloopError(
+                f"{path}: expected dates of the standard calendar, found: {problem}"
+            ) from problem
         raise HookloopError(
             f"{path}: expected a netCDF-4 file or a zarr store, found: {problem}; "
             "convert older netCDF with: nccopy -k nc4"
