@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,6 +15,7 @@ import attrs
 import cattrs
 
 from hookloop.errors import ConfigError
+from hookloop.words import suggestion, type_in_words, value_in_words
 from hookloop.yamlfile import dotted
 
 if TYPE_CHECKING:
@@ -73,12 +73,6 @@ def _option_fields(cls: type) -> list[tuple[str, attrs.Attribute[Any]]]:
     return [(a.alias or a.name, a) for a in attrs.fields(cls) if a.init] if attrs.has(cls) else []
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'decay'?``, where something known is near."""
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
 def _flat(name: str, value: object) -> dict[str, Plain]:
     """Name every value within *value*; options by which nothing is learnt are left out."""
     parts: dict[str, object] = dict(value) if isinstance(value, Mapping) else {}
@@ -129,7 +123,9 @@ def _structure_attrs(cls: type) -> Callable[[object, object], object]:
 
     def structure(value: object, _: object) -> object:
         if not isinstance(value, Mapping):
-            raise _Invalid([((), f"expected options ({', '.join(fields) or 'none'}), found {_show(value)}")])
+            raise _Invalid(
+                [((), f"expected options ({', '.join(fields) or 'none'}), found {value_in_words(value)}")]
+            )
         problems: list[tuple[Place, str]] = [
             ((key,), f"unknown option{suggestion(key, fields)}") for key in value if key not in fields
         ]
@@ -174,11 +170,16 @@ def _choose(group: str, value: object) -> object:
     offered = {entry.name: entry for entry in entry_points(group=group)}
     if not isinstance(value, Mapping) or "name" not in value:
         raise _Invalid(
-            [((), f"expected a name ({', '.join(sorted(offered))}) and its options, found {_show(value)}")]
+            [
+                (
+                    (),
+                    f"expected a name ({', '.join(sorted(offered))}) and its options, found {value_in_words(value)}",
+                )
+            ]
         )
     name = value["name"]
     if not isinstance(name, str) or name not in offered:
-        message = f"expected one of {', '.join(sorted(offered))}, found {_show(name)}"
+        message = f"expected one of {', '.join(sorted(offered))}, found {value_in_words(name)}"
         raise _Invalid([(("name",), message + suggestion(str(name), offered))])
     try:
         cls = offered[name].load()
@@ -192,7 +193,7 @@ def _choose(group: str, value: object) -> object:
 def _scalar(kind: type, accepts: tuple[type, ...]) -> Callable[[object, object], object]:
     def structure(value: object, _: object) -> object:
         if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
-            raise _Invalid([((), f"expected {type_in_words(kind)}, found {_show(value)}")])
+            raise _Invalid([((), f"expected {type_in_words(kind)}, found {value_in_words(value)}")])
         return kind(value)
 
     return structure
@@ -205,7 +206,7 @@ def _structure_sequence(kind: Any) -> Callable[[object, object], object]:
 
     def structure(value: object, _: object) -> object:
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise _Invalid([((), f"expected a list, found {_show(value)}")])
+            raise _Invalid([((), f"expected a list, found {value_in_words(value)}")])
         if pair and len(value) != len(arguments):
             raise _Invalid([((), f"expected {len(arguments)} values, found {len(value)}")])
         kinds = arguments if pair else [arguments[0]] * len(value)
@@ -219,7 +220,7 @@ def _structure_mapping(kind: Any) -> Callable[[object, object], object]:
 
     def structure(value: object, _: object) -> object:
         if not isinstance(value, Mapping):
-            raise _Invalid([((), f"expected names with values, found {_show(value)}")])
+            raise _Invalid([((), f"expected names with values, found {value_in_words(value)}")])
         return dict(zip(value, _each(value.items(), [item] * len(value)), strict=True))
 
     return structure
@@ -246,7 +247,7 @@ def _structure_literal(kind: Any) -> Callable[[object, object], object]:
             if value == one and type(value) is type(one):
                 return one
         hint = suggestion(str(value), map(str, allowed))
-        raise _Invalid([((), f"expected {type_in_words(kind)}, found {_show(value)}{hint}")])
+        raise _Invalid([((), f"expected {type_in_words(kind)}, found {value_in_words(value)}{hint}")])
 
     return structure
 
@@ -266,33 +267,9 @@ def _structure_union(kind: Any) -> Callable[[object, object], object]:
                 problems = invalid.problems
         if len(tries) == 1:
             raise _Invalid(problems)
-        raise _Invalid([((), f"expected {type_in_words(kind)}, found {_show(value)}")])
+        raise _Invalid([((), f"expected {type_in_words(kind)}, found {value_in_words(value)}")])
 
     return structure
-
-
-def type_in_words(kind: Any) -> str:
-    """Say a type as a person would."""
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, get_args(kind)))}"
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(type_in_words(arm) for arm in get_args(kind) if arm is not type(None))
-    if get_origin(kind) in (list, tuple, Sequence):
-        return "a list"
-    if get_origin(kind) in (dict, Mapping):
-        return "names with values"
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
-    return words.get(kind, "options") if isinstance(kind, type) else str(kind)
-
-
-def _show(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        return "options"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{type(value).__name__} {value!r:.60}"
 
 
 def _comes_from(origins: set[Any], kind: Any) -> bool:

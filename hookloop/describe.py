@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 
 from hookloop import hookspecs, manager
-from hookloop.config import resolved_fields, type_in_words
+from hookloop.config import resolved_fields
+from hookloop.words import type_in_words
 
 
 def plugins() -> str:

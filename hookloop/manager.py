@@ -12,10 +12,11 @@ import pluggy
 from attrs import frozen
 
 from hookloop import hookspecs
-from hookloop.config import build, options_of, suggestion
+from hookloop.config import build, options_of
 from hookloop.core import Run
 from hookloop.errors import ConfigError, HookloopError
 from hookloop.settings import RunConfig
+from hookloop.words import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

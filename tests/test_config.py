@@ -10,12 +10,13 @@ import pytest
 from attrs import Attribute, define, field, frozen
 from attrs.validators import ge
 
-from hookloop.config import build, learned_options, options_of, resolved_fields, suggestion, type_in_words
+from hookloop.config import build, learned_options, options_of, resolved_fields
 from hookloop.errors import ConfigError
 from hookloop.manager import assemble
 from hookloop.plugins.downscaling.options import ModelConfig, UNetOptions
 from hookloop.plugins.ema import EMA
 from hookloop.settings import RunConfig, doc
+from hookloop.words import suggestion, type_in_words
 from hookloop.yamlfile import read
 
 if TYPE_CHECKING:
