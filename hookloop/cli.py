@@ -195,6 +195,8 @@ def check(config: Path, plugins: list[str] | None, overrides: tuple[str, ...]) -
     assembly = _assemble(config, plugins, overrides, None)
     for note in assembly.notes:
         click.echo(f"note: {note}")
+    if not any(hasattr(plugin, "make_task") for plugin in assembly.plugins.values()):
+        click.echo("note: none of the plugins makes a task, so there is nothing to train")
     click.echo(f"{config}: sound; plugins in firing order: {', '.join(assembly.plugins)}")
 
 

@@ -10,12 +10,14 @@ import attrs
 
 from hookloop import hookspecs, manager
 from hookloop.config import resolved_fields
+from hookloop.settings import RunConfig
 from hookloop.words import type_in_words
 
 
 def plugins() -> str:
-    """Every installed plugin: version, where from, on by default or not, its hooks, its options."""
-    return "\n\n".join(_plugin(name) for name in sorted(manager.installed()))
+    """Every installed plugin: version, where from, on by default or not, its hooks, its options; first the core's."""
+    core = "\n  ".join(["run  (the core's own section)", *_options(RunConfig)])
+    return "\n\n".join([core, *(_plugin(name) for name in sorted(manager.installed()))])
 
 
 def _plugin(name: str) -> str:
@@ -45,8 +47,9 @@ def _options(cls: type, prefix: str = "") -> list[str]:
             continue
         name = f"{prefix}{a.alias or a.name}"
         lines.append(f"{name}: {_default(a)}  # {a.metadata.get('help', '')}".rstrip(" #"))
-        if isinstance(a.type, type) and attrs.has(a.type):
-            lines += _options(a.type, f"{name}.")
+        kind = a.type if "group" not in a.metadata else getattr(a.default, "factory", None)
+        if isinstance(kind, type) and attrs.has(kind):
+            lines += _options(kind, f"{name}.")
     return lines
 
 
@@ -68,8 +71,15 @@ def order(listing: list[str]) -> str:
     """Who answers each hook, in firing order."""
     rows = manager.firing_order(listing)
     width = max(len(hook) for hook, _ in rows)
-    table = "\n".join(f"{hook:<{width}}  {' > '.join(names) or '-'}" for hook, names in rows)
-    return f"{table}\n\n(name is a wrapper around all that follow it in its line"
+    table = "\n".join(f"{hook:<{width}}  {_nested(names)}" for hook, names in rows)
+    return f"{table}\n\nname( … ) is a wrapper: it is called before and after what it holds"
+
+
+def _nested(names: list[str]) -> str:
+    """Write callers with their wrappers, which come first, around the others."""
+    wrappers = [name.removeprefix("(") for name in names if name.startswith("(")]
+    inner = " > ".join(names[len(wrappers) :]) or "-"
+    return "".join(f"{name}( " for name in wrappers) + inner + " )" * len(wrappers)
 
 
 def hooks() -> str:

@@ -188,6 +188,7 @@ def test_a_sound_configuration_is_said_to_be_sound(
     assert (answer.code, answer.err) == (0, "")
     assert answer.out.splitlines() == [
         f"note: {path}:3: wandb: plugin not listed, its section is left alone",
+        "note: none of the plugins makes a task, so there is nothing to train",
         f"{path}: sound; plugins in firing order: {names}",
     ]
 
