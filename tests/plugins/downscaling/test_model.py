@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,14 @@ def test_training_lowers_the_loss(sample: Path, tmp_path: Path) -> None:
     )
     train(run)
     assert recorder.metrics("val/loss")[100] < 0.9  # type: ignore[operator]
+
+
+def test_a_damaged_chunk_is_named(sample: Path, tmp_path: Path) -> None:
+    """Bytes that no longer decompress are the data's fault: the variable is named, and there is no traceback."""
+    broken = tmp_path / "fine.zarr"
+    shutil.copytree(sample / "train_fine.zarr", broken)
+    chunks = [path for path in (broken / "t2m").rglob("*") if path.is_file() and path.name[0].isdigit()]
+    chunks[0].write_bytes(b"not a chunk")
+    train = {"coarse": [str(sample / "train_coarse.zarr")], "fine": [str(broken)]}
+    with pytest.raises(HookloopError, match=r"t2m cannot be read: .*; is the file damaged\?"):
+        prepared(tmp_path / "run", plugin(sample, train=train))
