@@ -35,6 +35,8 @@ class Progress:
     """Batches of the epoch at hand."""
     step: int = 0
     """Batches in all."""
+    evaluated: int = 0
+    """The step of the last evaluation that was finished in the middle of an epoch."""
 
 
 @define(frozen=True)
@@ -62,6 +64,8 @@ class Run:
     cleanup: ExitStack = field(factory=ExitStack)
     """Releases, registered by whoever acquires, unwound after ``shutdown``."""
     stopping: Stop | None = None
+    saving: str | None = None
+    """Why the state is to be saved after the batch at hand; whoever saves it clears it."""
     started: float = field(factory=time.monotonic)
     task: Task = field(init=False)
     optimization: Optimization = field(init=False)
@@ -88,6 +92,10 @@ class Run:
         """Ask the run to stop at the next boundary between units of work; the first reason wins."""
         if self.stopping is None:
             self.stopping = Stop(why, code)
+
+    def save(self, why: str) -> None:
+        """Ask for the state to be saved after the batch at hand, without stopping."""
+        self.saving = why
 
     def log(self, metrics: Mapping[str, float | Figure]) -> None:
         """Have *metrics* written, for the step at hand."""
@@ -141,7 +149,7 @@ def _one_by_one(run: Run, hook: str) -> Iterator[tuple[str, HookCaller]]:
 
 def _fit(run: Run) -> None:
     if run.config.evaluate_before_training and run.progress.step == 0:
-        metrics = _evaluate(run)
+        metrics = evaluate(run)
         if not run.stopping:
             run.log({**metrics, "epoch": 0})
     segment = run.config.segment_epochs
@@ -154,19 +162,22 @@ def _epoch(run: Run) -> None:
     began = time.perf_counter()
     at = run.progress
     run.hook.before_epoch(run=run)
-    _batches(run)
+    if not run.stopping:
+        _batches(run)
     if run.stopping:
         return
     trained = time.perf_counter() - began
     number = at.epoch + 1
     metrics: dict[str, float] = {}
-    if number % run.config.validation_epochs == 0 or number == run.config.max_epochs:
-        metrics = _evaluate(run)
-        if run.stopping:  # validated again on resume
+    if run.config.evaluates_after(number, at.step):
+        metrics = evaluate(run)
+        if run.stopping:  # evaluated again on resume
             return
     at.epoch, at.batch = number, 0
     total = time.perf_counter() - began
     run.log({**metrics, "epoch": number, "epoch/train_seconds": trained, "epoch/total_seconds": total})
+    if metrics:
+        run.hook.after_evaluation(run=run, metrics=metrics)
     run.hook.after_epoch(run=run, metrics=metrics)
 
 
@@ -178,18 +189,39 @@ def _batches(run: Run) -> None:
     after_batch = freeze(run.hook.after_batch)
     limit = run.config.time_limit_seconds
     deadline = run.started + (float("inf") if limit is None else limit)
-    for batch in run.task.data["train"].batches(at.epoch, start=at.batch):
+    data = run.task.data["train"]
+    every = run.config.validation_batches
+    if every and at.batch:  # resumed where an evaluation was cut short
+        _evaluate_within(run, every, data.n_batches)
+    if run.stopping:
+        return
+    for batch in data.batches(at.epoch, start=at.batch):
         before_batch(run=run, batch=batch)
         losses = train_step(run=run, batch=batch)
         at.batch, at.step = at.batch + 1, at.step + 1
         after_batch(run=run, batch=batch, losses=losses)
         if time.monotonic() > deadline:
             run.stop(f"the time limit of {run.config.time_limit} is reached", 75)
+        if every and not run.stopping:
+            _evaluate_within(run, every, data.n_batches)
         if run.stopping:
             return
 
 
-def _evaluate(run: Run) -> dict[str, float]:
+def _evaluate_within(run: Run, every: int, n_batches: int) -> None:
+    """Evaluate in the middle of an epoch where it is due and has not been done; its end has its own."""
+    at = run.progress
+    if at.step % every or at.batch == n_batches or at.evaluated == at.step:
+        return
+    metrics = evaluate(run)
+    if run.stopping:  # evaluated again on resume
+        return
+    at.evaluated = at.step
+    run.log({**metrics, "epoch": at.epoch})
+    run.hook.after_evaluation(run=run, metrics=metrics)
+
+
+def evaluate(run: Run) -> dict[str, float]:
     """Validate, then infer; the answers merged, with how long each took."""
     began = time.perf_counter()
     metrics = merge(run.hook.validate(run=run))

@@ -147,6 +147,17 @@ def log(run: Run, metrics: Mapping[str, float | Figure]) -> None:
 
 
 @hookspec
+def after_evaluation(run: Run, metrics: Mapping[str, float]) -> None:
+    """The model is validated and has inferred, and that is logged; here decide by the metrics.
+
+    Called after every evaluation of a training run: in the middle of an epoch, where ``run.validate_every`` counts
+    batches (``run.progress.batch`` is not 0 then), and at the end of one, just before ``after_epoch``.
+
+    :param metrics: what ``validate`` and ``infer`` answered.
+    """
+
+
+@hookspec
 def after_epoch(run: Run, metrics: Mapping[str, float]) -> None:
     """An epoch is finished, validated and logged; ``run.progress`` counts it.
 

@@ -27,6 +27,8 @@ class Optimization:
     precision: torch.dtype = torch.float32
     clip_norm: float | None = None
     accumulate: int = 1
+    scale: float = field(default=1.0, init=False)
+    """What trials and plateaus have made of the learning rate: the schedule's rate is multiplied by it."""
     pending: int = field(default=0, init=False)
     """Batches whose gradients wait for the next update."""
 
@@ -70,7 +72,11 @@ class Optimization:
 
     def state_dict(self) -> dict[str, object]:
         """The moments, and the gradients that wait."""
-        state: dict[str, object] = {"optimizer": self.optimizer.state_dict(), "pending": self.pending}
+        state: dict[str, object] = {
+            "optimizer": self.optimizer.state_dict(),
+            "scale": self.scale,
+            "pending": self.pending,
+        }
         if self.pending:
             state["gradients"] = [p.grad for p in self.parameters]
         return state
@@ -78,12 +84,13 @@ class Optimization:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Take over the moments, the rates and the waiting gradients; other options stay as configured."""
         options = [
-            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            {name: value for name, value in group.items() if name not in ("params", "param_names", "lr")}
             for group in self.optimizer.param_groups
         ]
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         for group, configured in zip(self.optimizer.param_groups, options, strict=True):
             group.update(configured)  # torch has just put the saved ones there
+        self.scale = float(state["scale"])  # type: ignore[arg-type]
         self.pending = int(state["pending"])  # type: ignore[call-overload]
         for p, gradient in zip(self.parameters, state.get("gradients", ()), strict=False):  # type: ignore[call-overload]
             p.grad = None if gradient is None else gradient.to(p.device)

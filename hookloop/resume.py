@@ -115,6 +115,7 @@ def restore(run: Run, path: Path, state: Mapping[str, object]) -> None:
         )
     for name, value in cast("Mapping[str, int]", state["progress"]).items():
         setattr(run.progress, name, value)
+    run.progress.evaluated = cast("int", state["evaluated"])
 
 
 def _refuse_changes(run: Run, path: Path, before: Mapping[str, object]) -> None:

@@ -26,6 +26,13 @@ def _duration(_instance: object, _attribute: Attribute[str | None], value: str |
         raise ValueError(f"expected a duration such as 3h50m, 45m or 90s, found {value!r}")
 
 
+def _interval(_instance: object, _attribute: Attribute[str], value: str) -> None:
+    if not re.fullmatch(r"[1-9]\d* (epochs?|batch(es)?)", value):
+        raise ValueError(
+            f"expected an interval such as '1 epoch', '5 epochs' or '500 batches', found {value!r}"
+        )
+
+
 @frozen
 class RunConfig:
     """What the core itself needs to know."""
@@ -45,8 +52,10 @@ class RunConfig:
     )
     validate_every: str = field(
         default="1 epoch",
-        validator=matches_re(r"[1-9]\d* epochs?"),
-        metadata=doc("how often to validate and infer, such as '5 epochs'; the last epoch always is"),
+        validator=_interval,
+        metadata=doc(
+            "how often to validate and infer, such as '5 epochs' or '500 batches'; also after the last epoch"
+        ),
     )
     evaluate_before_training: bool = field(
         default=False, metadata=doc("validate and infer once at step 0, for the log only")
@@ -61,9 +70,26 @@ class RunConfig:
     )
 
     @property
-    def validation_epochs(self) -> int:
-        """How many epochs lie between validations."""
-        return int(self.validate_every.split()[0])
+    def validation_batches(self) -> int | None:
+        """How many batches lie between validations; ``None`` where epochs are counted."""
+        number, unit = self.validate_every.split()
+        return int(number) if unit.startswith("batch") else None
+
+    def evaluates_after(self, epoch: int, step: int) -> bool:
+        """Whether to validate and infer after the *epoch*-th epoch, which ends with batch number *step*."""
+        every = int(self.validate_every.split()[0])
+        count = step if self.validation_batches else epoch
+        return count % every == 0 or epoch == self.max_epochs
+
+    def validated_epochs(self, n_batches: int) -> list[int]:
+        """The epochs in or after which to validate and infer, of so many batches each."""
+        every = self.validation_batches or n_batches * int(self.validate_every.split()[0])
+        last = self.max_epochs
+        return [
+            n
+            for n in range(1, last + 1)
+            if n == last or n * n_batches // every > (n - 1) * n_batches // every
+        ]
 
     @property
     def time_limit_seconds(self) -> float | None:

@@ -381,10 +381,27 @@ def test_durations_are_seconds(text: str, seconds: int) -> None:
     assert RunConfig(dir=Path("x"), time_limit=text).time_limit_seconds == seconds
 
 
-def test_validate_every_is_a_number_of_epochs() -> None:
-    """One unless told otherwise."""
-    assert RunConfig(dir=Path("x")).validation_epochs == 1
-    assert RunConfig(dir=Path("x"), validate_every="5 epochs").validation_epochs == 5
+@pytest.mark.parametrize(
+    ("interval", "epochs"),
+    [
+        ("1 epoch", [1, 2, 3, 4, 5]),
+        ("2 epochs", [2, 4, 5]),
+        ("10 batches", [1, 2, 3, 4, 5]),
+        ("1 batch", [1, 2, 3, 4, 5]),
+        ("25 batches", [3, 5]),
+        ("1000 batches", [5]),
+    ],
+)
+def test_validated_epochs(interval: str, epochs: list[int]) -> None:
+    """Of five epochs of ten batches, those in or after which there is an evaluation, the last one always."""
+    assert RunConfig(dir=Path("x"), max_epochs=5, validate_every=interval).validated_epochs(10) == epochs
+
+
+@pytest.mark.parametrize("interval", ["5", "0 epochs", "1.5 epochs", "2 batche", "epochs", "3 steps"])
+def test_what_is_no_interval_is_refused(interval: str) -> None:
+    """With an example of one."""
+    with pytest.raises(ValueError, match="such as '1 epoch'"):
+        RunConfig(dir=Path("x"), validate_every=interval)
 
 
 @pytest.mark.parametrize(

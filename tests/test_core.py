@@ -91,6 +91,7 @@ def test_golden_firing_order(tmp_path: Path) -> None:
         ("validate", (0, 3, 3)),
         ("infer", (0, 3, 3)),
         ("log", (1, 0, 3)),
+        ("after_evaluation", (1, 0, 3)),
         ("after_epoch", (1, 0, 3)),
         ("before_epoch", (1, 0, 3)),
         ("before_batch", (1, 0, 3)),
@@ -105,6 +106,7 @@ def test_golden_firing_order(tmp_path: Path) -> None:
         ("validate", (1, 3, 6)),
         ("infer", (1, 3, 6)),
         ("log", (2, 0, 6)),
+        ("after_evaluation", (2, 0, 6)),
         ("after_epoch", (2, 0, 6)),
         ("shutdown", (2, 0, 6)),
     ]
@@ -124,6 +126,7 @@ def test_resumes_inside_an_epoch_at_the_right_batch(tmp_path: Path) -> None:
         ("validate", (1, 3, 6)),
         ("infer", (1, 3, 6)),
         ("log", (2, 0, 6)),
+        ("after_evaluation", (2, 0, 6)),
         ("after_epoch", (2, 0, 6)),
         ("shutdown", (2, 0, 6)),
     ]
@@ -189,7 +192,7 @@ def test_resumed_after_a_stopped_validation_only_validates(tmp_path: Path) -> No
     run = fake_run(tmp_path, recorder, task=task(3))
     run.progress = Progress(0, 3, 3)
     train(run)
-    expected = ["before_epoch", "validate", "infer", "log", "after_epoch", "shutdown"]
+    expected = ["before_epoch", "validate", "infer", "log", "after_evaluation", "after_epoch", "shutdown"]
     assert recorder.names[2:] == expected
 
 
@@ -385,6 +388,50 @@ def test_validates_every_second_epoch_and_the_last(tmp_path: Path) -> None:
     train(fake_run(tmp_path, recorder, task=task(1), max_epochs=5, validate_every="2 epochs"))
     assert list(recorder.metrics("val/loss")) == [2, 4, 5]
     assert list(recorder.metrics("epoch")) == [1, 2, 3, 4, 5]
+
+
+def test_validates_every_so_many_batches(tmp_path: Path) -> None:
+    """Every second batch of three an epoch, across its end, and once more after the last; the metrics are told."""
+    run = fake_run(tmp_path, recorder := Recorder(), task=task(3), max_epochs=3, validate_every="2 batches")
+    train(run)
+    evaluated = [at for name, at in recorder.calls if name == "after_evaluation"]
+    assert evaluated == [(0, 2, 2), (1, 1, 4), (2, 0, 6), (2, 2, 8), (3, 0, 9)]
+    assert list(recorder.metrics("val/loss")) == [2, 4, 6, 8, 9]
+
+
+def test_an_evaluation_within_an_epoch_is_finished_on_resume(tmp_path: Path) -> None:
+    """Stopped while it was at it, the resumed run evaluates before it trains; evaluated, it does not again."""
+    for evaluated, expected in ((0, [2, 4]), (2, [4])):
+        run = fake_run(tmp_path, recorder := Recorder(), task=task(5), validate_every="2 batches")
+        run.progress = Progress(epoch=0, batch=2, step=2, evaluated=evaluated)
+        train(run)
+        assert list(recorder.metrics("val/loss")) == [*expected, 5]
+
+
+def test_a_stop_while_evaluating_within_an_epoch_leaves_it_undone(tmp_path: Path) -> None:
+    """It is neither counted nor told."""
+
+    class Stopping:
+        @hookimpl
+        def validate(self, run: Run) -> None:
+            run.stop("enough")
+
+    run = fake_run(tmp_path, recorder := Recorder(), Stopping(), task=task(5), validate_every="2 batches")
+    train(run)
+    assert (run.progress.step, run.progress.evaluated) == (2, 0)
+    assert "after_evaluation" not in recorder.names
+
+
+def test_stopped_as_an_epoch_begins_trains_nothing(tmp_path: Path) -> None:
+    """A plugin that asks for it in ``before_epoch`` is heard at once."""
+
+    class Stopping:
+        @hookimpl
+        def before_epoch(self, run: Run) -> None:
+            run.stop("enough")
+
+    train(run := fake_run(tmp_path, Stopping()))
+    assert run.progress.step == 0
 
 
 def test_a_segment_ends_as_a_success(tmp_path: Path) -> None:

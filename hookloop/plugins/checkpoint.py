@@ -183,11 +183,10 @@ class Checkpoint:
         return True
 
     def _head(self, run: Run) -> dict[str, object]:
-        from attrs import asdict
-
+        at = run.progress
         return {
             "format": resume.FORMAT,
-            "progress": asdict(run.progress),
+            "progress": {"epoch": at.epoch, "batch": at.batch, "step": at.step},
             "config": masked(run.document),
             "best": dict(self.bests),
         }
@@ -203,6 +202,7 @@ class Checkpoint:
             "model": run.task.model.state_dict(),
             "optimization": run.optimization.state_dict(),
             "plugins": states,
+            "evaluated": run.progress.evaluated,
             "learned": resume.learned(run),
         }
 

@@ -78,13 +78,12 @@ class Generation:
         if _generative(run) is None:
             run.events.info("generation.idle", why="the task cannot generate, or has no validation split")
             return
-        last, every = run.config.max_epochs, run.config.validation_epochs
-        validated = {*range(every, last + 1, every), last}
-        if validated.isdisjoint(epochs_in(self.epochs, last)):
+        validated = run.config.validated_epochs(run.task.data["train"].n_batches)
+        if set(validated).isdisjoint(epochs_in(self.epochs, run.config.max_epochs)):
             run.events.warning(
                 "generation.never",
                 epochs=self.epochs,
-                hint=f"inference follows validation, in epochs {sorted(validated)[:5]}: see run.validate_every",
+                hint=f"inference follows validation, in epochs {validated[:5]}: see run.validate_every",
             )
 
     @hookimpl

@@ -77,7 +77,7 @@ class OptimizationPlugin:
 
         from hookloop.optimization import Optimization
 
-        parameters = [p for p in task.model.parameters() if p.requires_grad]
+        parameters = [(name, p) for name, p in task.model.named_parameters() if p.requires_grad]
         optimizer: torch.optim.Optimizer
         if self.optimizer == "SGD":
             optimizer = torch.optim.SGD(parameters, lr=self.lr, weight_decay=self.weight_decay)
@@ -137,7 +137,7 @@ class OptimizationPlugin:
             factor *= cosine(after, total - schedule.warmup, schedule.eta_min / self.lr)
         elif schedule.name == "MultiStepLR":
             factor *= steps(position, schedule.milestones, schedule.gamma)
-        return self.lr * factor
+        return self.lr * factor * run.optimization.scale
 
 
 def _position(progress: Progress, schedule: Schedule) -> int:

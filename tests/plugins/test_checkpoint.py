@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEAD = {"format", "progress", "config", "best", "model"}
-WHOLE = HEAD | {"optimization", "plugins", "learned"}
+WHOLE = HEAD | {"optimization", "plugins", "evaluated", "learned"}
 
 
 class TestLifeCycle(LifeCycle):
@@ -365,7 +365,7 @@ def test_killed_while_validating(tmp_path: Path) -> None:
     second = fake_run(tmp_path, Checkpoint(), recorder := Recorder(), task=short(3), max_epochs=2)
     train(second)
     epoch = ["before_epoch", *["before_batch", "train_step", "after_batch"] * 3]
-    after = ["validate", "infer", "log", "after_epoch", "log"]
+    after = ["validate", "infer", "log", "after_evaluation", "after_epoch", "log"]
     assert recorder.names == [
         *["make_optimization", "before_run", "before_epoch", *after],
         *[*epoch, *after, "shutdown"],

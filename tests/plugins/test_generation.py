@@ -23,6 +23,7 @@ from hookloop.optimization import Optimization
 from hookloop.plugins.generation import Generation
 from hookloop.settings import RunConfig
 from hookloop.task import Paired, Window, independent_windows
+from hookloop.testing import TinyData
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ class Learnable:
     """A task that can only be trained."""
 
     model: nn.Module = field(factory=lambda: nn.Sequential(nn.Linear(1, 1), nn.Dropout()))
-    data: Mapping[str, Any] = field(factory=lambda: {"train": None, "validation": None})
+    data: Mapping[str, Any] = field(factory=lambda: {"train": TinyData(), "validation": None})
 
     def loss(self, batch: object) -> Mapping[str, Tensor]:
         """Nothing is learnt here."""
@@ -342,7 +343,9 @@ def test_undefined_scores_are_loud(tmp_path: Path) -> None:
         inferred(run_with(Generation(members=2), NormalTask(n_cases=0), tmp_path))
 
 
-@pytest.mark.parametrize("task", [Learnable(), NormalTask(data={"train": None})], ids=["no-task", "no-split"])
+@pytest.mark.parametrize(
+    "task", [Learnable(), NormalTask(data={"train": TinyData()})], ids=["no-task", "no-split"]
+)
 def test_it_is_idle_with_one_note_where_it_cannot_generate(task: Learnable, tmp_path: Path) -> None:
     """A task that only learns, or has no validation split, is noted once and then left alone."""
     run = run_with(Generation(), task, tmp_path)
