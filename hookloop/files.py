@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and that are known to be damaged when they are.
+"""Checkpoint files: written whole or not at all, and known to be damaged when they are.
 
 A checkpoint is what ``torch.save`` writes (a zip archive), whose archive comment holds a CRC-32 of every byte
 before it: ``torch.load`` and ``unzip`` read it as it is, and :func:`load` verifies what torch does not.
@@ -6,17 +6,17 @@ before it: ``torch.load`` and ``unzip`` read it as it is, and :func:`load` verif
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections import OrderedDict
-from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import torch
 
+from hookloop.durable import write_whole
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 _MARK = b"hookloop crc32 "
@@ -78,11 +78,20 @@ class _Tail:
         self.crc = 0
 
     def write(self, data: bytes) -> int:
-        joined = self.held + bytes(data)
-        ready, self.held = joined[: -self.size], joined[-self.size :]
-        self.crc = zlib.crc32(ready, self.crc)
-        self.file.write(ready)
+        if len(data) < self.size:  # little pieces: put together what is held
+            joined = self.held + bytes(data)
+            self._pass_on(joined[: -self.size])
+            self.held = joined[-self.size :]
+        else:  # a gigabyte is not copied
+            self._pass_on(self.held)
+            whole = memoryview(data)
+            self._pass_on(whole[: -self.size])
+            self.held = bytes(whole[-self.size :])
         return len(data)
+
+    def _pass_on(self, data: bytes | memoryview) -> None:
+        self.crc = zlib.crc32(data, self.crc)
+        self.file.write(data)
 
     def flush(self) -> None:
         self.file.flush()
@@ -101,48 +110,6 @@ def _reason(error: BaseException, path: Path) -> str:
 def _first_line(error: BaseException) -> str:
     """Shorten what an error says, which may be nothing, to its first line."""
     return (str(error) or repr(error)).splitlines()[0]
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], None], keep_as: Path | None = None) -> None:
-    """Have *write* fill a temporary file beside *path*, make it durable, then put it in *path*'s place."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_as is not None:
-            _keep_as(path, keep_as)
-        partial.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def _keep_as(path: Path, name: Path) -> None:
-    """Give *path* a second name, so that there is no instant without it."""
-    spare = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    try:
-        spare.hardlink_to(path)
-        spare.replace(name)
-    except FileNotFoundError:  # there is nothing to keep yet
-        return
-    except OSError:  # a file system without hard links
-        path.replace(name)
-    finally:
-        spare.unlink(missing_ok=True)  # still there if both names were one file already
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in *directory* durable, where the file system can."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: Path) -> dict[str, object]:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from hookloop import files
+from hookloop import durable, files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,7 +210,7 @@ FULL_DISK = """
 import json, resource, signal, sys
 from pathlib import Path
 import torch
-from hookloop import files
+from hookloop import durable, files
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = Path(sys.argv[1])
 for limit in (0, 1, 63, 500, 1000, 1500, 5_000, 100_000, 399_000):
@@ -244,7 +244,7 @@ def test_failing_writer_leaves_the_old_file_alone(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        files.write_whole(path, fail, keep_as=tmp_path / "previous")
+        durable.write_whole(path, fail, keep_as=tmp_path / "previous")
     assert value_in(path) == 1.0
     assert list(tmp_path.iterdir()) == [path]
 
@@ -311,7 +311,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from hookloop import files
+from hookloop import durable, files
 
 OPERATIONS = {"open", "write", "flush", "fsync", "replace", "link", "unlink", "close"}
 path, before = Path(sys.argv[1]), Path(sys.argv[2])
