@@ -9,7 +9,7 @@ from hookloop.errors import HookloopError
 from hookloop.records import masked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -40,6 +40,9 @@ class Averaging(Protocol):
 
     def validation_weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
         """The model's state dict as validation sees it, or ``None``."""
+
+    def average_facts(self) -> dict[str, object]:
+        """How the averages came about, as plain data, for the files that hold them."""
 
 
 def directory(run: Run) -> Path:
@@ -101,6 +104,7 @@ def restore(run: Run, path: Path, state: Mapping[str, object]) -> None:
         raise HookloopError(f"{path}: holds weights only, expected the whole state of a run; move it away")
     _refuse_changes(run, path, cast("Mapping[str, object]", state["learned"]))
     load_weights(run.task.model, path, cast("Mapping[str, Tensor]", state["model"]))
+    _expect_trained(path, cast("Sequence[str]", state["trained"]), run.optimization.trained)
     run.optimization.load_state_dict(cast("Mapping[str, object]", state["optimization"]))
     states = cast("Mapping[str, Mapping[str, object]]", state["plugins"])
     for name, plugin in run.plugins.items():
@@ -116,6 +120,16 @@ def restore(run: Run, path: Path, state: Mapping[str, object]) -> None:
     for name, value in cast("Mapping[str, int]", state["progress"]).items():
         setattr(run.progress, name, value)
     run.progress.evaluated = cast("int", state["evaluated"])
+
+
+def _expect_trained(path: Path, there: Sequence[str], here: Sequence[str]) -> None:
+    odd = [f"{name} was trained there, not here" for name in there if name not in here]
+    odd += [f"{name} is trained here, not there" for name in here if name not in there]
+    if odd:
+        raise HookloopError(
+            f"{path}: a run that trains other parameters: {'; '.join(odd[:3])}; freeze the same, "
+            "or choose another --dir"
+        )
 
 
 def _refuse_changes(run: Run, path: Path, before: Mapping[str, object]) -> None:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from hookloop import files
 from hookloop.core import Run, train
+from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.plugins.checkpoint import Checkpoint
 from hookloop.plugins.ema import EMA
-from hookloop.plugins.optimization import OptimizationPlugin, Schedule
+from hookloop.plugins.optimization import OptimizationPlugin
 from hookloop.plugins.train_evaluation import TrainEvaluation
+from hookloop.schedules import CosineAnnealingLR
 from hookloop.testing import Recorder, TinyData, TinyTask, events_of, fake_run
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ def net_run(directory: Path, *extra: object, every: int = 1000) -> Run:
         clip_norm=1.0,
         accumulate=3,
         weight_decay=0.1,
-        scheduler=Schedule(name="CosineAnnealingLR", warmup=3),
+        scheduler=CosineAnnealingLR(warmup=3),
     )
     plugins = (Net(), optimization, EMA(decay=0.8), Memory(), TrainEvaluation(batches=2))
     return fake_run(directory, *plugins, *extra, Checkpoint(every_n_batches=every), max_epochs=EPOCHS)
@@ -283,6 +285,21 @@ def test_losses_are_those_of_the_uninterrupted_run(tmp_path: Path) -> None:
     train(net_run(tmp_path / "b", second))
     assert list(second.seen) == list(range(5, EPOCHS * BATCHES + 1))
     assert {**first.seen, **second.seen} == whole.seen
+
+
+def test_other_trained_parameters_are_refused(tmp_path: Path) -> None:
+    """Moments belong to parameters: a run that trains others says which, before it loads any."""
+
+    class Frozen(Net):
+        @hookimpl
+        def make_task(self, run: Run) -> NetTask:
+            task = Net.make_task(self, run)
+            task.model.get_parameter("5.bias").requires_grad_(requires_grad=False)
+            return task
+
+    train(fake_run(tmp_path, Net(), StopAt(1), Checkpoint()))
+    with pytest.raises(HookloopError, match=r"latest\.ckpt: .* 5\.bias was trained there, not here"):
+        train(fake_run(tmp_path, Frozen(), Checkpoint()))
 
 
 def test_segments(tmp_path: Path, uninterrupted: Callable[[Callable[..., Run]], Path]) -> None:

@@ -7,22 +7,27 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from attrs import Attribute, define, field
+from attrs import Attribute, define, field, frozen
 from attrs.validators import ge, optional
 
 from hookloop import resume
+from hookloop.durable import make_directory
 from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.records import masked
 from hookloop.settings import doc, epoch_slice, epochs_in
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
     from torch import Tensor
 
     from hookloop.core import Run
+    from hookloop.writer import Outcome, Writer
+
+State = dict[str, object]
 
 
 def _are_stems(_instance: object, _attribute: Attribute[dict[str, str]], value: dict[str, str]) -> None:
@@ -31,9 +36,24 @@ def _are_stems(_instance: object, _attribute: Attribute[dict[str, str]], value: 
             raise ValueError(f"expected file names without a suffix, found {stem!r}")
 
 
+@frozen(eq=False)
+class _Saving:
+    """Files that are being written, and what to take back where that fails."""
+
+    outcome: Future[Outcome]
+    names: tuple[str, ...]
+    step: int
+    before: Mapping[str, float]
+    """The best values before these files."""
+
+
 @define(eq=False)
 class Checkpoint:
-    """Save the run so that the same command goes on exactly where it stopped, and keep the best weights."""
+    """Save the run so that the same command goes on exactly where it stopped, and keep the best weights.
+
+    Training waits only while the state is copied; a thread writes it, and what it could not write is told at
+    the next batch.
+    """
 
     every_n_batches: int = field(
         default=1000, validator=ge(0), metadata=doc("save latest.ckpt this often; 0: never")
@@ -46,7 +66,7 @@ class Checkpoint:
     ema_epochs: str | None = field(
         default=None,
         validator=optional(epoch_slice),
-        metadata=doc("keep ema_epoch_0007.ckpt for these epochs"),
+        metadata=doc("keep ema_epoch_0007.ckpt for these epochs; ema@slow_epoch_0007.ckpt of ema@slow"),
     )
     best: dict[str, str] = field(
         factory=lambda: {"best": "val/loss", "best_inference": "inference/error"},
@@ -56,23 +76,27 @@ class Checkpoint:
     save_best_inference_epochs: bool = field(
         default=False, metadata=doc("also keep best_inference_0007.ckpt at each new best")
     )
+    asynchronous: bool = field(
+        default=True, metadata=doc("write while training goes on, from a copy in host memory; false waits")
+    )
     save: bool = field(default=True, metadata=doc("false writes and reads nothing at all"))
     bests: dict[str, float] = field(factory=dict, init=False)
-    saved: tuple[int, int] | None = field(default=None, init=False)
+    saved: tuple[int, int, int] | None = field(default=None, init=False)
+    """The progress that ``latest.ckpt`` holds, or will hold once it is written."""
+    _writer: Writer | None = field(default=None, init=False)
+    _saving: _Saving | None = field(default=None, init=False)
 
     @hookimpl(trylast=True)  # last: what is restored is what everyone has just made
     def before_run(self, run: Run) -> None:
         """Restore the latest checkpoint that verifies, if there is any."""
-        self.bests, self.saved = {}, None
+        self.bests, self.saved, self._writer, self._saving = {}, None, None, None
         if not self.save:
             run.events.warning(
                 "checkpoint.disabled", hint="checkpoint.save is false: nothing is kept of this run"
             )
             return
         _make_ready(resume.directory(run))
-        if self.ema_epochs and not any(
-            isinstance(plugin, resume.Averaging) for plugin in run.plugins.values()
-        ):
+        if self.ema_epochs and not _averaging(run):
             raise HookloopError(
                 f"checkpoint.ema_epochs: found {self.ema_epochs!r} but no plugin that averages weights; "
                 "list ema in --plugins"
@@ -82,13 +106,19 @@ class Checkpoint:
             resume.restore(run, path, state)
             if path.name == resume.PREVIOUS:  # what is damaged must not take its place at the next save
                 _set_aside(resume.directory(run) / resume.LATEST)
-            self.saved = (run.progress.step, run.progress.epoch)
+            self.saved = _moment(run)
             run.events.info("run.resumed", path=str(path), epoch=run.progress.epoch, step=run.progress.step)
 
     @hookimpl(trylast=True)  # last: what is saved includes everyone's update
     def after_batch(self, run: Run) -> None:
-        """Save every so many batches."""
-        if self.every_n_batches and run.progress.step % self.every_n_batches == 0:
+        """Save every so many batches, or where somebody asks for it; hear what has become of the last save."""
+        if self._writer is None and self.save:
+            self._begin(run)
+        if self._saving is not None and self._saving.outcome.done():
+            self._hear(run)
+        due = self.every_n_batches and run.progress.step % self.every_n_batches == 0
+        if due or run.saving is not None:
+            run.saving = None
             self._save_latest(run)
 
     @hookimpl(wrapper=True, tryfirst=True)  # outermost: nobody's weights are on loan yet
@@ -98,49 +128,42 @@ class Checkpoint:
             self._save_latest(run)
         return (yield)
 
+    @hookimpl(trylast=True)  # last: what is saved includes everyone's decisions
+    def after_evaluation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Keep the best weights of the middle of an epoch; its end is kept with the epoch."""
+        if run.progress.batch:
+            self._keep(run, metrics, {})
+
     @hookimpl(trylast=True)  # last: what is saved includes everyone's state after the epoch
     def after_epoch(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Keep the best weights, then save the epoch."""
+        """Keep the best weights and the epochs that are wanted, then save the run."""
+        number = run.progress.epoch
+        wanted: dict[str, State] = {}
+        if self.save and number in epochs_in(self.ema_epochs, run.config.max_epochs):
+            for name, plugin in _averaging(run).items():
+                wanted[f"{name}_epoch_{number:04d}.ckpt"] = {
+                    "model": plugin.averaged_weights(run.task.model),
+                    "average": plugin.average_facts(),
+                }
+        if self.save and number in epochs_in(self.epochs, run.config.max_epochs):
+            wanted[f"epoch_{number:04d}.ckpt"] = self._rest(run)
+        self._keep(run, metrics, wanted)
+
+    def _keep(self, run: Run, metrics: Mapping[str, float], wanted: Mapping[str, State]) -> None:
+        """Keep the weights if they are the best so far, and what is *wanted*, then save the run."""
         improved = self._improved(run, metrics)
         before = dict(self.bests)
         self.bests |= improved
-        number = run.progress.epoch
-        if self.save:
-            for stem in improved:
-                self._write_best(run, stem, before)
-            if self.save_best_inference_epochs and "best_inference" in improved:
-                self._write_weights(run, f"best_inference_{number:04d}")
         if self.bests:
             run.log({f"best/{stem}": value for stem, value in self.bests.items()})
         if not self.save:
             return
-        if number in epochs_in(self.ema_epochs, run.config.max_epochs):
-            name = f"ema_epoch_{number:04d}.ckpt"
-            self._write(run, name, {**self._head(run), "model": _averaged_weights(run)})
-        if number in epochs_in(self.epochs, run.config.max_epochs):
-            self._write(run, f"epoch_{number:04d}.ckpt", self._whole(run))
-        self._save_latest(run)
-
-    @hookimpl
-    def shutdown(self, run: Run, error: BaseException | None) -> None:
-        """Save what a stop would lose; after a crash the model may be half updated, so nothing is saved."""
-        if error is None and run.progress.step and not self._save_latest(run):
-            raise HookloopError(
-                f"{resume.directory(run)}: the state at step {run.progress.step} could not be saved; "
-                "what was saved before is intact; make room and run the same command again"
-            )
-
-    def _write_weights(self, run: Run, stem: str) -> bool:
-        """Write the weights that validation has seen."""
-        return self._write(run, f"{stem}.ckpt", {**self._head(run), "model": _validation_weights(run)})
-
-    def _write_best(self, run: Run, stem: str, before: Mapping[str, float]) -> None:
-        """Write a best file; where that fails, the best is still the one that is there."""
-        if self._write_weights(run, stem):
-            return
-        del self.bests[stem]
-        if stem in before:
-            self.bests[stem] = before[stem]
+        names = [f"{stem}.ckpt" for stem in improved]
+        if self.save_best_inference_epochs and "best_inference" in improved:
+            number = run.progress.epoch + (run.progress.batch > 0)
+            names.append(f"best_inference_{number:04d}.ckpt")
+        best: dict[str, State] = {name: {"model": _validation_weights(run)} for name in names}
+        self._write(run, {**best, **wanted, resume.LATEST: self._rest(run)}, before)
 
     def _improved(self, run: Run, metrics: Mapping[str, float]) -> dict[str, float]:
         """Values by file stem that are not worse than the best so far; NaN never is."""
@@ -157,32 +180,84 @@ class Checkpoint:
                 improved[stem] = value
         return improved
 
-    def _save_latest(self, run: Run) -> bool:
-        """Write ``latest.ckpt`` unless it already holds this progress; say whether it is there."""
-        now = (run.progress.step, run.progress.epoch)
-        if not self.save or self.saved == now:
-            return True
-        if self._write(run, resume.LATEST, self._whole(run), keep_as=resume.directory(run) / resume.PREVIOUS):
-            self.saved = now
-        return self.saved == now
-
-    def _write(self, run: Run, name: str, state: Mapping[str, object], keep_as: Path | None = None) -> bool:
-        """Write one file; a full disk costs that file only."""
-        from hookloop import files
-
-        _check_finite(run)
-        path = resume.directory(run) / name
-        try:
-            files.save(state, path, keep_as)
-        except OSError as error:
-            run.events.warning(
-                "checkpoint.failed", path=str(path), reason=str(error), hint="older files are intact"
+    @hookimpl
+    def shutdown(self, run: Run, error: BaseException | None) -> None:
+        """Save what a stop would lose; after a crash the model may be half updated, so nothing is saved."""
+        self._hear(run)
+        if error is not None or not run.progress.step or not self.save:
+            return
+        self._save_latest(run)
+        self._hear(run)
+        if self.saved != _moment(run):
+            raise HookloopError(
+                f"{resume.directory(run)}: the state at step {run.progress.step} could not be saved; "
+                "what was saved before is intact; make room and run the same command again"
             )
-            return False
-        run.events.info("checkpoint.saved", path=str(path), step=run.progress.step)
-        return True
 
-    def _head(self, run: Run) -> dict[str, object]:
+    def _begin(self, run: Run) -> None:
+        """Choose who writes, and let it get ready as soon as the state has its full size."""
+        from hookloop.writer import AtOnce, Background, Files
+
+        self._writer = Background() if self.asynchronous else AtOnce()
+        run.cleanup.callback(self._writer.close)
+        outcome = self._writer.prepare(Files(resume.directory(run), {resume.LATEST: self._rest(run)}))
+        self._saving = _Saving(outcome, (), run.progress.step, {})
+
+    def _save_latest(self, run: Run) -> None:
+        """Write ``latest.ckpt`` unless it already holds this progress."""
+        if self.save and self.saved != _moment(run):
+            self._write(run, {resume.LATEST: self._rest(run)}, self.bests)
+
+    def _write(self, run: Run, parts: Mapping[str, State], before: Mapping[str, float]) -> None:
+        """Hand files to the writer when it is done with those before.
+
+        :param parts: what each file holds beside the head.
+        """
+        from hookloop.writer import Files
+
+        if self._writer is None:
+            self._begin(run)
+        self._hear(run)
+        head = self._head(run)
+        group = Files(
+            resume.directory(run),
+            {name: {**head, **part} for name, part in parts.items()},
+            conditions=[f"{stem}.ckpt" for stem in self.best],
+            check=_finite_check(run),
+        )
+        assert self._writer is not None
+        outcome = self._writer.write(group)
+        self._saving = _Saving(outcome, tuple(parts), run.progress.step, dict(before))
+        self.saved = _moment(run)
+        if outcome.done():
+            self._hear(run)
+
+    def _hear(self, run: Run) -> None:
+        """Wait for the files that are being written, and tell what has become of them.
+
+        Where the best could not be written, the best is still the one that is there.
+        """
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        failed = saving.outcome.result()
+        for name in saving.names:
+            path = str(resume.directory(run) / name)
+            if name in failed:
+                reason = str(failed[name].strerror or failed[name])
+                run.events.warning(
+                    "checkpoint.failed", path=path, reason=reason, hint="older files are intact"
+                )
+            else:
+                run.events.info("checkpoint.saved", path=path, step=saving.step)
+        for stem in [stem for stem in self.best if f"{stem}.ckpt" in failed]:
+            del self.bests[stem]
+            if stem in saving.before:
+                self.bests[stem] = saving.before[stem]
+        if resume.LATEST in failed:
+            self.saved = None
+
+    def _head(self, run: Run) -> State:
         at = run.progress
         return {
             "format": resume.FORMAT,
@@ -191,16 +266,17 @@ class Checkpoint:
             "best": dict(self.bests),
         }
 
-    def _whole(self, run: Run) -> dict[str, object]:
+    def _rest(self, run: Run) -> State:
+        """Everything that a run goes on from."""
         states = {
             name: plugin.state_dict()
             for name, plugin in run.plugins.items()
             if isinstance(plugin, resume.Stateful)
         }
         return {
-            **self._head(run),
             "model": run.task.model.state_dict(),
             "optimization": run.optimization.state_dict(),
+            "trained": run.optimization.trained,
             "plugins": states,
             "evaluated": run.progress.evaluated,
             "learned": resume.learned(run),
@@ -215,10 +291,14 @@ class Checkpoint:
         self.bests = dict(cast("dict[str, float]", state["bests"]))
 
 
+def _moment(run: Run) -> tuple[int, int, int]:
+    return (run.progress.step, run.progress.epoch, run.progress.evaluated)
+
+
 def _make_ready(directory: Path) -> None:
     """Make the directory, and remove what a killed writer has left in it."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         for stale in directory.glob(".*.tmp"):
             stale.unlink()
     except OSError as error:
@@ -233,29 +313,36 @@ def _set_aside(path: Path) -> None:
         path.replace(path.with_name("damaged.ckpt"))
 
 
-def _averaged_weights(run: Run) -> Mapping[str, Tensor]:
-    averaging = next(plugin for plugin in run.plugins.values() if isinstance(plugin, resume.Averaging))
-    return averaging.averaged_weights(run.task.model)
+def _averaging(run: Run) -> dict[str, resume.Averaging]:
+    return {name: plugin for name, plugin in run.plugins.items() if isinstance(plugin, resume.Averaging)}
 
 
 def _validation_weights(run: Run) -> Mapping[str, Tensor]:
-    for plugin in run.plugins.values():
-        if isinstance(plugin, resume.Averaging):
-            weights = plugin.validation_weights(run.task.model)
-            if weights is not None:
-                return weights
+    for plugin in _averaging(run).values():
+        weights = plugin.validation_weights(run.task.model)
+        if weights is not None:
+            return weights
     return cast("Mapping[str, Tensor]", run.task.model.state_dict())
 
 
-def _check_finite(run: Run) -> None:
-    """Refuse to keep weights, or gradients that wait for their update, that have left the finite numbers."""
+def _finite_check(run: Run) -> Callable[[], None]:
+    """Look whether weights, and gradients that wait for their update, are still finite numbers.
+
+    :returns: what waits for the answer, and refuses to keep what is not finite.
+    """
     import torch
 
     parameters = [p for p in run.task.model.parameters() if p.numel()]
     weights = [t.detach() for p in parameters for t in (p, p.grad) if t is not None]
-    if weights and not torch.isfinite(torch.stack(torch._foreach_norm(weights))).all():  # noqa: SLF001
-        raise Diverged(
-            f"step {run.progress.step}: the weights are not finite, so they are not saved; "
-            f"the last good checkpoint is {resume.directory(run) / resume.LATEST}; "
-            "lower optimization.lr or set optimization.clip_norm"
-        )
+    norms = torch._foreach_norm(weights) if weights else [torch.zeros(())]  # noqa: SLF001
+    finite = torch.isfinite(torch.stack(norms)).all()
+
+    def check() -> None:
+        if not finite:
+            raise Diverged(
+                f"step {run.progress.step}: the weights are not finite, so they are not saved; "
+                f"the last good checkpoint is {resume.directory(run) / resume.LATEST}; "
+                "lower optimization.lr or set optimization.clip_norm"
+            )
+
+    return check

@@ -18,7 +18,8 @@ from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.plugins.checkpoint import Checkpoint
 from hookloop.plugins.ema import EMA
-from hookloop.plugins.optimization import OptimizationPlugin, Schedule
+from hookloop.plugins.optimization import OptimizationPlugin
+from hookloop.schedules import ConstantLR
 from hookloop.settings import epochs_in
 from hookloop.testing import LifeCycle, Recorder, TinyData, TinyTask, events_of, fake_run
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEAD = {"format", "progress", "config", "best", "model"}
-WHOLE = HEAD | {"optimization", "plugins", "evaluated", "learned"}
+WHOLE = HEAD | {"optimization", "trained", "plugins", "evaluated", "learned"}
 
 
 class TestLifeCycle(LifeCycle):
@@ -103,6 +104,9 @@ class FullDisk:
             away.rename(there)
 
 
+WRITERS = pytest.mark.parametrize("asynchronous", [True, False])
+
+
 def short(n_samples: int = 2) -> TinyTask:
     """The tiny task with so many batches an epoch."""
     return TinyTask(data={"train": TinyData(n_samples), "validation": TinyData(2)})
@@ -143,10 +147,13 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_the_table_file_by_file(tmp_path: Path) -> None:
+@WRITERS
+def test_the_table_file_by_file(tmp_path: Path, asynchronous: bool) -> None:  # noqa: FBT001
     """Every file of a run holds the weights and the keys that the contract says."""
     ema = EMA(decay=0.5, faster_decay_at_start=False)
-    checkpoint = Checkpoint(epochs="2:", ema_epochs="::2", save_best_inference_epochs=True)
+    checkpoint = Checkpoint(
+        epochs="2:", ema_epochs="::2", save_best_inference_epochs=True, asynchronous=asynchronous
+    )
     run = fake_run(tmp_path, ema, Scores([3.0, 2.0, 5.0]), checkpoint, task=short(), max_epochs=3)
     train(run)
     raw, averages = [], []
@@ -169,7 +176,7 @@ def test_the_table_file_by_file(tmp_path: Path) -> None:
         "best_inference_0002.ckpt": (averages[1], HEAD, 2),
         "epoch_0002.ckpt": (raw[1], WHOLE, 2),
         "epoch_0003.ckpt": (raw[2], WHOLE, 3),
-        "ema_epoch_0002.ckpt": (averages[1], HEAD, 2),
+        "ema_epoch_0002.ckpt": (averages[1], HEAD | {"average"}, 2),
     }
     assert names(tmp_path) == set(expected)
     for name, (weight, keys, epoch) in expected.items():
@@ -192,7 +199,7 @@ def test_what_is_in_the_whole_state(tmp_path: Path) -> None:
     assert isinstance(state["best"], dict)
     assert state["best"]["best_inference"] == 3.0
     assert isinstance(state["plugins"], dict)
-    assert set(state["plugins"]) == {"ema", "checkpoint"}
+    assert set(state["plugins"]) == {"ema", "checkpoint", "optimizationplugin"}
     assert state["plugins"]["ema"]["updates"] == 2
 
 
@@ -365,7 +372,7 @@ def test_killed_while_validating(tmp_path: Path) -> None:
     second = fake_run(tmp_path, Checkpoint(), recorder := Recorder(), task=short(3), max_epochs=2)
     train(second)
     epoch = ["before_epoch", *["before_batch", "train_step", "after_batch"] * 3]
-    after = ["validate", "infer", "log", "after_evaluation", "after_epoch", "log"]
+    after = ["validate", "infer", "log", "after_evaluation", "after_epoch", "log", "log"]
     assert recorder.names == [
         *["make_optimization", "before_run", "before_epoch", *after],
         *[*epoch, *after, "shutdown"],
@@ -436,7 +443,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path, other: nn.Module, named: 
 
 def sgd(lr: float = 0.25, warmup: int = 0) -> OptimizationPlugin:
     """Plain gradient descent."""
-    return OptimizationPlugin(optimizer="SGD", lr=lr, scheduler=Schedule(warmup=warmup))
+    return OptimizationPlugin(optimizer="SGD", lr=lr, scheduler=ConstantLR(warmup=warmup))
 
 
 def test_a_changed_option_is_refused_by_name(tmp_path: Path) -> None:
@@ -510,7 +517,8 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_full_disk_costs_that_checkpoint_only(tmp_path: Path) -> None:
     """What cannot be written is warned about, training goes on, and the next one is written."""
-    run = fake_run(tmp_path, FullDisk(2, 3), Checkpoint(every_n_batches=1), task=short(5))
+    checkpoint = Checkpoint(every_n_batches=1, asynchronous=False)
+    run = fake_run(tmp_path, FullDisk(2, 3), checkpoint, task=short(5))
     train(run)
     failed = told(run, "checkpoint.failed")
     assert [e["level"] for e in failed] == ["warning"] * 2
@@ -520,14 +528,15 @@ def test_a_full_disk_costs_that_checkpoint_only(tmp_path: Path) -> None:
 
 def test_a_full_disk_at_the_end_is_an_error(tmp_path: Path) -> None:
     """A run whose last state is lost does not claim success; what was saved before is intact."""
-    run = fake_run(tmp_path, FullDisk(2, 9), StopAt(3), Checkpoint(every_n_batches=1), task=short(5))
-    with pytest.raises(HookloopError, match="step 3 could not be saved"):
+    checkpoint = Checkpoint(every_n_batches=1, asynchronous=False)
+    run = fake_run(tmp_path, FullDisk(3, 9), StopAt(4), checkpoint, task=short(5))
+    with pytest.raises(HookloopError, match="step 4 could not be saved"):
         train(run)
     (tmp_path / "checkpoints").unlink()
     (tmp_path / "away").rename(tmp_path / "checkpoints")
     again = fake_run(tmp_path, Checkpoint(), task=short(5))
     train(again)
-    assert [e["step"] for e in told(again, "run.resumed")] == [1]
+    assert [e["step"] for e in told(again, "run.resumed")] == [2]
 
 
 REALLY_FULL = """
@@ -549,7 +558,7 @@ class Full:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 task = TinyTask(data={"train": TinyData(6)})
-run = fake_run(Path(sys.argv[1]), Full(), Checkpoint(every_n_batches=1), task=task)
+run = fake_run(Path(sys.argv[1]), Full(), Checkpoint(every_n_batches=1, asynchronous=False), task=task)
 train(run)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 print(["File too large" in e["reason"] for e in events_of(run) if e["event"] == "checkpoint.failed"])

@@ -1,0 +1,112 @@
+"""Who writes the checkpoint files of one moment: whoever asks, or a thread while training goes on."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol, cast
+
+from attrs import define, evolve, field, frozen
+
+from hookloop import files
+from hookloop.resume import LATEST, PREVIOUS
+from hookloop.snapshot import Snapshots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
+
+Outcome = dict[str, OSError]
+"""What could not be written, by file name."""
+
+
+@frozen(eq=False)
+class Files:
+    """The checkpoint files of one moment: states by file name, in the order in which they are written."""
+
+    directory: Path
+    states: Mapping[str, Mapping[str, object]]
+    conditions: Collection[str] = ()
+    """Files that ``latest.ckpt`` tells of: it is written only if they are there."""
+    check: Callable[[], None] = lambda: None
+    """Raises if the states are not worth writing; on a GPU it is asked while the copy is under way."""
+
+
+class Writer(Protocol):
+    """Writes one group of files at a time; ask for the next when the future of the last is done."""
+
+    def write(self, group: Files) -> Future[Outcome]:
+        """Write what the states are at this moment."""
+
+    def prepare(self, group: Files) -> Future[Outcome]:
+        """Get ready for files such as these."""
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+
+
+@frozen(eq=False)
+class AtOnce:
+    """Writes while the caller waits, from the state itself."""
+
+    def write(self, group: Files) -> Future[Outcome]:
+        """Write."""
+        group.check()
+        future: Future[Outcome] = Future()
+        future.set_result(_write(group))
+        return future
+
+    def prepare(self, group: Files) -> Future[Outcome]:  # noqa: ARG002 - a Writer's
+        """Nothing to do."""
+        future: Future[Outcome] = Future()
+        future.set_result({})
+        return future
+
+    def close(self) -> None:
+        """Nothing is being written."""
+
+
+@define(eq=False)
+class Background:
+    """Copies the states to host memory, then writes them in a thread; there is one copy at most."""
+
+    _snapshots: Snapshots = field(factory=Snapshots, init=False)
+    _thread: ThreadPoolExecutor = field(init=False)
+
+    @_thread.default
+    def _start(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def write(self, group: Files) -> Future[Outcome]:
+        """Copy now, write later."""
+        copy, ready = self._snapshots.take(group.states)
+        group.check()
+        states = cast("Mapping[str, Mapping[str, object]]", copy)
+        return self._thread.submit(_write, evolve(group, states=states), ready)
+
+    def prepare(self, group: Files) -> Future[Outcome]:
+        """Get the memory for the copy."""
+
+        def reserve() -> Outcome:
+            self._snapshots.reserve(group.states)
+            return {}
+
+        return self._thread.submit(reserve)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._thread.shutdown()
+
+
+def _write(group: Files, ready: Callable[[], None] = lambda: None) -> Outcome:
+    """Write each file, also after one that has failed."""
+    ready()
+    failed: Outcome = {}
+    for name, state in group.states.items():
+        if name == LATEST and (missing := [n for n in group.conditions if n in failed]):
+            failed[name] = OSError(None, f"not written, since it tells of {', '.join(missing)}")
+            continue
+        try:
+            files.save(state, group.directory / name, group.directory / PREVIOUS if name == LATEST else None)
+        except OSError as error:
+            failed[name] = error
+    return failed
