@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from contextlib import suppress
 from io import FileIO
 from itertools import count
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from attrs import define, field
 
+from hookloop.durable import make_directory, sync_directory
 from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 
@@ -30,26 +33,46 @@ class Jsonl:
     """Appends a line per ``log``: ``{"step": …, "epoch": …, "time": unix seconds, key: number, …}``.
 
     Numbers that are not finite are written as ``NaN``, ``Infinity`` and ``-Infinity``, which Python and
-    pandas read back.
+    pandas read back. Lines that a full disk refuses wait, also in the checkpoint, until there is room.
     """
 
     _file: FileIO | None = field(init=False, default=None)
     _recorded: dict[int, set[str]] = field(init=False, factory=dict)
     """What the file held when it was opened: keys by step."""
+    _waiting: list[bytes] = field(init=False, factory=list)
+    """Lines that could not be written yet."""
+    _unsure: list[bytes] = field(init=False, factory=list)
+    """Lines that are written but may not survive a power cut."""
+    _told: bool = field(init=False, default=False)
     _ended: bool = field(init=False, default=False)
-    _failed: bool = field(init=False, default=False)
-    """A line may have been written in part."""
 
     @hookimpl
     def before_run(self) -> None:
         """Begin anew; the file is opened once it is known whether anything was resumed."""
-        self._file, self._recorded, self._failed, self._ended = None, {}, False, False
+        self._file, self._recorded, self._waiting, self._unsure = None, {}, [], []
+        self._told, self._ended = False, False
 
     @hookimpl
     def before_epoch(self, run: Run) -> None:
         """Open the file before anything is learnt, if nobody has logged yet."""
         if self._file is None:
             self._file = self._open(run)
+
+    def state_dict(self) -> dict[str, object]:
+        """Make durable what a checkpoint counts as written, and give what cannot be made so.
+
+        A power cut must not leave a checkpoint without its metrics.
+        """
+        if self._file is not None:
+            with suppress(OSError):
+                self._flush()
+                os.fsync(self._file.fileno())
+                self._unsure = []
+        return {"lines": [line.decode() for line in (*self._unsure, *self._waiting)]}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Take over the lines that may be missing in the file."""
+        self._waiting = [line.encode() for line in cast("list[str]", state["lines"])]
 
     def _open(self, run: Run) -> FileIO:
         """Go on with the file of a resumed run; set aside that of a run which has left nothing to resume.
@@ -58,7 +81,7 @@ class Jsonl:
         """
         path = run.dir / "metrics.jsonl"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(path.parent)
             if run.progress.step == 0 and path.exists():
                 aside = _free_name(path)
                 path.rename(aside)
@@ -66,12 +89,23 @@ class Jsonl:
             _mend(path)
             self._recorded = _keys_by_step(path)
             file = run.cleanup.enter_context(FileIO(path, "a"))
+            sync_directory(path.parent)
         except OSError as problem:
             raise HookloopError(
                 f"{path}: cannot be written: {problem.strerror}; choose another run.dir"
             ) from problem
+        self._waiting = [line for line in self._waiting if self._is_new(line)]
         run.cleanup.callback(self._end)
         return file
+
+    def _is_new(self, line: bytes) -> bool:
+        """Whether a line of the checkpoint is missing in the file; it counts as recorded from now on."""
+        missing = False
+        for step, keys in _keys(line).items():
+            recorded = self._recorded.setdefault(step, set())
+            missing = not keys <= recorded
+            recorded |= keys
+        return missing
 
     def _end(self) -> None:
         self._file, self._ended = None, True
@@ -90,19 +124,46 @@ class Jsonl:
             for key, value in metrics.items()
             if isinstance(value, Real) and key not in old
         }
-        if new:
-            self._write(run, self._file, {"step": at.step, "epoch": at.epoch, "time": time.time(), **new})
-
-    def _write(self, run: Run, file: FileIO, content: Mapping[str, float]) -> None:
-        line = (("\n" if self._failed else "") + json.dumps(content) + "\n").encode()
-        reason = "written in part"
+        if not new:
+            return
+        content = {"step": at.step, "epoch": at.epoch, "time": time.time(), **new}
+        self._waiting.append((json.dumps(content) + "\n").encode())
         try:
-            whole = file.write(line) == len(line)
+            self._flush()
+            self._told = False
         except OSError as problem:  # a full disk must not end a run for the sake of its curves
-            whole, reason = False, str(problem)
-        if not whole and not self._failed:
-            run.events.warning("metrics.unwritten", step=content["step"], reason=reason)
-        self._failed = not whole
+            if not self._told:
+                run.events.warning(
+                    "metrics.unwritten", step=at.step, reason=str(problem), hint="tried again at the next log"
+                )
+            self._told = True
+
+    @hookimpl
+    def shutdown(self, run: Run) -> None:
+        """Tell what is still not written."""
+        if self._file is None:
+            return
+        with suppress(OSError):
+            self._flush()
+        if self._waiting:
+            run.events.error(
+                "metrics.lost", lines=len(self._waiting), hint="the checkpoint holds them, if saved"
+            )
+
+    def _flush(self) -> None:
+        """Write the lines that wait, oldest first.
+
+        :raises OSError: where one cannot be written; it goes on waiting, and nothing of it is left in the file.
+        """
+        assert self._file is not None
+        while self._waiting:
+            line = self._waiting[0]
+            end = os.fstat(self._file.fileno()).st_size
+            written = self._file.write(line)
+            if written != len(line):
+                self._file.truncate(end)
+                raise OSError(None, f"{written} of {len(line)} bytes were written")
+            self._unsure.append(self._waiting.pop(0))
 
 
 def _free_name(path: Path) -> Path:

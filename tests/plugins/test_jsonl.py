@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import resource
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pluggy
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def running(directory: Path, console: io.StringIO | None = None) -> Iterator[Run]:
+def running(
+    directory: Path, console: io.StringIO | None = None, plugin: Jsonl | None = None
+) -> Iterator[Run]:
     """Make a run with just this plugin, between ``before_run`` and the end of its cleanup."""
-    plugin = Jsonl()
+    plugin = plugin or Jsonl()
     manager = pluggy.PluginManager("hookloop")
     manager.add_hookspecs(hookloop.hookspecs)
     manager.register(plugin, "jsonl")
@@ -156,18 +159,60 @@ def no_file_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_warned_of_once_and_ends_nothing(tmp_path: Path) -> None:
-    """Only the lines of that time are lost: with space again the next one begins on a line of its own."""
+def test_a_full_disk_is_warned_of_once_and_loses_nothing(tmp_path: Path) -> None:
+    """Lines wait for space, and nothing of them stands in the file meanwhile."""
     console = io.StringIO()
     with running(tmp_path, console) as run:
         log(run, 1, {"a": 1.0})
         with no_file_longer_than((tmp_path / "metrics.jsonl").stat().st_size + 9):
             for step in (2, 3, 4):
                 log(run, step, {"a": 1.0})
+            assert [line["step"] for line in lines(tmp_path)] == [1]
         log(run, 5, {"a": 1.0})
     assert console.getvalue().count("metrics.unwritten") == 1
-    written = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert (json.loads(written[0])["step"], json.loads(written[-1])["step"]) == (1, 5)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_lines_that_wait_are_in_the_checkpoint(tmp_path: Path) -> None:
+    """A run resumed after a full disk writes them, once, before anything new."""
+    first, second = Jsonl(), Jsonl()
+    with running(tmp_path, plugin=first) as run:
+        log(run, 1, {"a": 1.0})
+        with no_file_longer_than((tmp_path / "metrics.jsonl").stat().st_size + 9):
+            log(run, 2, {"a": 2.0})
+            log(run, 3, {"a": 3.0})
+            state = first.state_dict()
+            first._waiting.clear()  # as if killed now
+    for step in (4, 5):
+        with running(tmp_path, plugin=second) as run:
+            second.load_state_dict(state)
+            log(run, step, {"a": float(step)})
+    assert [(line["step"], line["a"]) for line in lines(tmp_path)] == [(n, float(n)) for n in range(1, 6)]
+
+
+def test_what_a_checkpoint_counts_on_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are synced as the state is saved; where that fails the state holds them, and no line twice."""
+    plugin = Jsonl()
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda number: synced.append(os.fstat(number).st_size))
+    with running(tmp_path, plugin=plugin) as run:
+        log(run, 1, {"a": 1.0})
+        assert plugin.state_dict() == {"lines": []}
+        assert synced[-1] == (tmp_path / "metrics.jsonl").stat().st_size
+
+        def fail(_: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr("os.fsync", fail)
+        log(run, 2, {"a": 2.0})
+        state = plugin.state_dict()
+    (line,) = cast("list[str]", state["lines"])
+    assert json.loads(line)["step"] == 2
+    monkeypatch.undo()
+    with running(tmp_path, plugin=plugin) as run:
+        plugin.load_state_dict(state)
+        log(run, 3, {"a": 3.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
 
 
 def test_the_file_is_closed_at_the_end(tmp_path: Path) -> None:
