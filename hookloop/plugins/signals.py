@@ -1,4 +1,4 @@
-"""``signals``: asked to end by the system or the keyboard, a run saves its state first."""
+"""``signals``: asked to end by the system or the keyboard, a run saves its state first; or saves and goes on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _catchable(_instance: object, _attribute: Attribute[list[str]], value: list[
 class Signals:
     """Turns the first signal into a request to stop; the second one stops at once.
 
-    The process answers 128 + the signal's number either way.
+    The process answers 128 + the signal's number either way. Other signals ask for the state to be saved now.
     """
 
     names: list[str] = field(
@@ -40,24 +40,33 @@ class Signals:
         metadata=doc("signals that stop the run at the next boundary, its state saved"),
     )
 
+    save: list[str] = field(
+        factory=lambda: ["SIGUSR1", "SIGUSR2"],
+        validator=_catchable,
+        metadata=doc("signals that save the state after the batch at hand, unless they are to stop the run"),
+    )
+
     @hookimpl
     def before_run(self, run: Run) -> None:
         """Install the handlers; the earlier ones come back when the run ends."""
         if threading.current_thread() is not threading.main_thread():
             run.events.warning("signals.skipped", reason="only the main thread can handle signals")
             return
-        handler = _Handler(run, os.getpid())
-        for number in (signal.Signals[name] for name in self.names):
+        stopping, saving = ({signal.Signals[name] for name in names} for names in (self.names, self.save))
+        handler = _Handler(run, os.getpid(), frozenset(saving - stopping))
+        for number in sorted(stopping | saving):
             run.cleanup.callback(signal.signal, number, signal.signal(number, handler) or signal.SIG_DFL)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)  # giving a handler back, signal.signal looks at its repr: of the whole run
 class _Handler:
     """Does next to nothing, because a handler may interrupt anything."""
 
     run: Run
     owner: int
     """The process that is to be stopped."""
+    saving: frozenset[signal.Signals]
+    """Those that only ask for the state to be saved."""
     asked: bool = False
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
@@ -66,10 +75,18 @@ class _Handler:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        name = signal.Signals(number).name
+        if number in self.saving:
+            self.run.save(name)
+            _say(f"hookloop: {name}: saving after this batch")
+            return
         if self.asked:
             os._exit(128 + number)
         self.asked = True
-        name = signal.Signals(number).name
         self.run.stop(name, 128 + number)
-        with suppress(OSError):
-            os.write(2, f"hookloop: {name}: saving at the next boundary; once more stops at once\n".encode())
+        _say(f"hookloop: {name}: stopping at the next boundary; once more stops at once")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())

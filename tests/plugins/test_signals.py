@@ -15,10 +15,13 @@ import pytest
 import torch
 
 import hookloop.hookspecs
-from hookloop.core import Run
+from hookloop.core import Run, train
+from hookloop.hookspecs import hookimpl
 from hookloop.logs import events_to
+from hookloop.plugins.checkpoint import Checkpoint
 from hookloop.plugins.signals import Signals
 from hookloop.settings import RunConfig
+from hookloop.testing import TinyData, TinyTask, events_of, fake_run
 
 SCRIPT = """
 import os, signal, sys, time
@@ -57,11 +60,14 @@ class Plugin:
             return
         ready, tell = os.pipe()
         if (child := os.fork()) == 0:
-            os.write(tell, b"x")
+            if how == "grandchild" and (last := os.fork()):
+                number = os.WTERMSIG(os.waitpid(last, 0)[1])
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)  # to tell what it has died of
+            os.write(tell, str(os.getpid()).encode())
             time.sleep(20)
             os._exit(99)
-        os.read(ready, 1)
-        os.kill(child, signal.SIGTERM)
+        os.kill(int(os.read(ready, 9)), signal.SIGTERM)
         print("child", -os.WTERMSIG(os.waitpid(child, 0)[1]), run.stopping, flush=True)
 
     @hookimpl
@@ -111,7 +117,7 @@ def test_the_first_signal_saves_and_ends_the_run(tmp_path: Path, number: signal.
     out, err = process.communicate(timeout=30)
     assert out.splitlines() == ["saved None", "restored True True"]
     assert err.splitlines() == [
-        f"hookloop: {number.name}: saving at the next boundary; once more stops at once"
+        f"hookloop: {number.name}: stopping at the next boundary; once more stops at once"
     ]
     assert process.returncode == code
 
@@ -128,9 +134,10 @@ def test_the_second_signal_stops_at_once(tmp_path: Path) -> None:
     assert out == ""
 
 
-def test_a_forked_child_dies_of_the_signal_and_stops_nobody(tmp_path: Path) -> None:
-    """Its parent goes on training until it is asked itself."""
-    process = start(tmp_path, "fork")
+@pytest.mark.parametrize("who", ["child", "grandchild"])
+def test_a_forked_child_dies_of_the_signal_and_stops_nobody(tmp_path: Path, who: str) -> None:
+    """Its parent goes on training until it is asked itself, and so does the parent's parent."""
+    process = start(tmp_path, who)
     assert process.stdout is not None
     assert process.stdout.readline() == f"child {-signal.SIGTERM} None\n"
     assert process.stdout.readline() == "batch 0\n"
@@ -191,6 +198,26 @@ def test_an_earlier_reason_wins(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGUSR2)
     assert run.stopping is not None
     assert run.stopping.code == 75
+
+
+def test_some_signals_save_and_let_the_run_go_on(tmp_path: Path) -> None:
+    """The state is saved after the batch at hand, the run ends as without them, the handlers come back."""
+
+    class Sending:
+        @hookimpl
+        def after_batch(self, run: Run) -> None:
+            number = {2: signal.SIGUSR1, 4: signal.SIGUSR2, 5: signal.SIGUSR1}.get(run.progress.step)
+            if number is not None:
+                os.kill(os.getpid(), number)
+
+    before = [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)]
+    task = TinyTask(data={"train": TinyData(7)})
+    run = fake_run(tmp_path, Sending(), Signals(), Checkpoint(every_n_batches=0), task=task)
+    train(run)
+    saved = [event["step"] for event in events_of(run) if event["event"] == "checkpoint.saved"]
+    assert saved == [2, 4, 5, 7, 7]
+    assert (run.stopping, run.progress.epoch) == (None, 1)
+    assert [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)] == before
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP", "TERM", "15", ""])
