@@ -1,8 +1,12 @@
-"""From names to plugin objects to a run: discovery, selection, construction, firing order."""
+"""From names to plugin objects to a run: discovery, selection, construction, firing order.
+
+``NAME@LABEL`` is one more instance of plugin ``NAME``, with a section, a state and a name of its own.
+"""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Hashable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
@@ -19,7 +23,7 @@ from hookloop.settings import RunConfig
 from hookloop.words import suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from importlib.metadata import EntryPoint
 
     import torch
@@ -39,6 +43,8 @@ ALWAYS = (
     "checkpoint",
 )
 """The plugins that are on unless ``no:NAME`` is listed, in firing order, after those listed."""
+
+_LABEL = r"[A-Za-z0-9_-]{1,40}"
 
 
 @frozen
@@ -79,18 +85,44 @@ def select(listing: Sequence[str]) -> list[str]:
     """
     available = installed()
     left_out = {name.removeprefix("no:") for name in listing if name.startswith("no:")}
+    labelled = {name for name in left_out if "@" in name}
+    left_out -= labelled
     named = [name for name in listing if not name.startswith("no:")]
     problems = [
-        f"--plugins: {name}: not installed{suggestion(name, available)}; "
-        f"there are {', '.join(sorted(available))}"
+        f"--plugins: {name}: {fault}"
         for name in dict.fromkeys((*named, *sorted(left_out)))
-        if name not in available
+        if (fault := _fault(name, available))
+    ]
+    problems += [
+        f"--plugins: no:{name}: {name} runs only if it is listed; take no:{name} off the list"
+        for name in sorted(labelled)
     ]
     problems += [f"--plugins: {name}: listed twice" for name in sorted(set(named)) if named.count(name) > 1]
     problems += [f"--plugins: {name}: both listed and left out" for name in named if name in left_out]
     if problems:
         raise ConfigError(problems)
     return named + [name for name in ALWAYS if name not in named and name not in left_out]
+
+
+def plugin_of(name: str) -> str:
+    """Name the plugin that *name* is an instance of: ``ema`` for ``ema@slow`` and for ``ema``."""
+    return name.partition("@")[0]
+
+
+def _fault(name: str, available: Collection[str]) -> str | None:
+    """Say why nothing can run under *name*, if so."""
+    if plugin_of(name) not in available:
+        return f"not installed{_near(name, available)}; there are {', '.join(sorted(available))}"
+    _, at, label = name.partition("@")
+    if at and not re.fullmatch(_LABEL, label):
+        return f"expected {plugin_of(name)}@LABEL with 1 to 40 letters, digits, '-' or '_', found {label!r}"
+    return None
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """Suggest the name of a plugin; a label after it is kept and counts for nothing."""
+    plugin, at, label = name.partition("@")
+    return suggestion(name, [f"{other}{at}{label}" for other in known if suggestion(plugin, [other])])
 
 
 def listing_of(names: Sequence[str]) -> list[str]:
@@ -105,9 +137,9 @@ def load(name: str) -> type:
         hook method lacks its mark.
     """
     available = installed()
-    if name not in available:
-        raise HookloopError(f"plugin '{name}': not installed{suggestion(name, available)}")
-    entry = available[name]
+    if plugin_of(name) not in available:
+        raise HookloopError(f"plugin '{name}': not installed{_near(name, available)}")
+    entry = available[plugin_of(name)]
     try:
         cls = entry.load()
     except (ImportError, AttributeError) as error:
@@ -145,13 +177,16 @@ def assemble(document: Document, listing: Sequence[str] | None) -> Assembly:
     available = installed()
     notes = []
     for section in document.data:
-        if section in available and section not in names:
-            notes.append(
-                f"{document.place((section,))}: {section}: plugin not listed, its section is left alone"
-            )
-        elif section not in ("run", "plugins", *available):
-            hint = suggestion(section, ("run", "plugins", *available))
-            problems.append(f"{document.place((section,))}: {section}: unknown section{hint}")
+        place = document.place((section,))
+        if section in ("run", "plugins", *names):
+            continue
+        if plugin_of(section) not in available:
+            hint = _near(section, available if "@" in section else ("run", "plugins", *available))
+            problems.append(f"{place}: {section}: unknown section{hint}")
+        elif fault := _fault(section, available):
+            problems.append(f"{place}: {section}: {fault}")
+        else:
+            notes.append(f"{place}: {section}: plugin not listed, its section is left alone")
     parts: dict[str, object] = {}
     for name, cls in (("run", RunConfig), *((name, load(name)) for name in names)):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from attrs import define
 
-from hookloop import hookimpl
+from hookloop import hookimpl, hookspecs
+from hookloop.config import options_of
 from hookloop.errors import ConfigError, HookloopError
 from hookloop.manager import (
     ALWAYS,
+    Assembly,
     assemble,
     firing_order,
     hook_names,
@@ -24,6 +27,7 @@ from hookloop.manager import (
     register,
     select,
 )
+from hookloop.records import write_config
 from hookloop.testing import fake_run
 from hookloop.yamlfile import Document, read
 
@@ -87,7 +91,89 @@ def test_a_default_that_is_listed_keeps_its_place_in_the_list() -> None:
     assert select(["checkpoint", "ema"]) == ["checkpoint", "ema", *(n for n in ALWAYS if n != "checkpoint")]
 
 
-@pytest.mark.parametrize("names", [[], ["ema"], ["checkpoint", "ema"], [*ALWAYS]])
+@pytest.mark.parametrize("label", ["", "a b", "x@y", "x.y", "x/y", "x,y", "ä", "x" * 41, "slow\n"], ids=repr)
+def test_a_label_that_cannot_be_written_everywhere_is_refused(label: str) -> None:
+    """It becomes part of file names and of options on the command line."""
+    assert problems([f"ema@{label}"]) == [
+        f"--plugins: ema@{label}: expected ema@LABEL with 1 to 40 letters, digits, '-' or '_', found {label!r}"
+    ]
+
+
+def test_one_plugin_runs_under_several_names() -> None:
+    """Each keeps its place, with or without the plain name; what is always on is there as ever."""
+    listing = ["ema@slow", "wandb", "ema", "ema@" + "x" * 40, "ema@A-b_9"]
+    assert select(listing) == [*listing, *ALWAYS]
+    assert select(["ema@slow", "no:progress"]) == ["ema@slow", *(n for n in ALWAYS if n != "progress")]
+    assert load("ema@slow") is load("ema")
+
+
+def test_the_firing_order_has_every_name() -> None:
+    """Wrappers of several instances nest in listing order."""
+    order = dict(firing_order(["ema", "ema@slow", *NONE]))
+    assert order["after_batch"] == ["ema", "ema@slow"]
+    assert order["validate"] == ["(ema", "(ema@slow"]
+
+
+def test_an_unknown_name_with_a_label_cannot_be_loaded() -> None:
+    """The suggestion keeps the label."""
+    with pytest.raises(HookloopError, match=r"plugin 'emma@slow': not installed; did you mean 'ema@slow'\?"):
+        load("emma@slow")
+
+
+def test_every_name_has_its_own_section() -> None:
+    """Options by the name in the list; a problem is told with the section it is in."""
+    text = "run: {dir: x}\nema: {decay: 0.5}\nema@slow: {decay: 0.75}\nema@deep: {deacy: 1}"
+    assembly = assemble(read(text, "cfg.yaml"), ["ema", "ema@slow", "ema@new", *NONE])
+    decays = {name: options_of(plugin)["decay"] for name, plugin in assembly.plugins.items()}
+    assert decays == {"ema": 0.5, "ema@slow": 0.75, "ema@new": 0.9999}
+    assert {name: options["decay"] for name, options in _sections(assembly).items()} == decays
+    assert list(assembly.notes) == ["cfg.yaml:4: ema@deep: plugin not listed, its section is left alone"]
+    assert check(text, ["ema@deep", *NONE]) == [
+        "cfg.yaml:4: ema@deep.deacy: unknown option; did you mean 'decay'?"
+    ]
+
+
+def _sections(assembly: Assembly) -> dict[str, dict[str, object]]:
+    return {name: dict(options) for name, options in assembly.document.items() if name != "run"}  # type: ignore[arg-type,call-overload]
+
+
+def test_a_section_under_a_label_can_be_overridden() -> None:
+    """``--set`` takes its name as it is."""
+    document = read("run: {dir: x}", "cfg.yaml", ["ema@slow.decay=0.25"])
+    assembly = assemble(document, ["ema@slow", *NONE])
+    assert options_of(assembly.plugins["ema@slow"])["decay"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("emma@slow", "unknown section; did you mean 'ema@slow'?"),
+        ("zzz@slow", "unknown section"),
+        ("run@slow", "unknown section"),
+        ("ema@a b", "expected ema@LABEL with 1 to 40 letters, digits, '-' or '_', found 'a b'"),
+        ("ema@", "expected ema@LABEL with 1 to 40 letters, digits, '-' or '_', found ''"),
+    ],
+)
+def test_a_section_with_a_label_that_nobody_owns_is_an_error(section: str, expected: str) -> None:
+    """A typing mistake on either side of the @ must not switch a plugin off."""
+    assert check(f"run: {{dir: x}}\n'{section}': {{}}", ["ema", *NONE]) == [
+        f"cfg.yaml:2: {section}: {expected}"
+    ]
+
+
+def test_the_record_of_a_run_with_several_names_makes_the_same_run(tmp_path: Path) -> None:
+    """Plugins, their order and their options come back from ``config.yaml``."""
+    text = f"run: {{dir: {tmp_path}}}\nema: {{decay: 0.5}}\nema@slow: {{sigma_rel: 0.1, validate: false}}"
+    first = assemble(read(text, "cfg.yaml"), ["ema@slow", "ema", *NONE])
+    write_config(tmp_path, first.document, listing_of(list(first.plugins)))
+    again = assemble(read((tmp_path / "config.yaml").read_text(encoding="utf-8"), "config.yaml"), None)
+    assert list(again.plugins) == list(first.plugins) == ["ema@slow", "ema"]
+    assert (again.document, again.config) == (first.document, first.config)
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["ema"], ["checkpoint", "ema"], [*ALWAYS], ["ema@slow", "signals", "ema"]]
+)
 def test_any_selection_can_be_listed(names: list[str]) -> None:
     """The list selects exactly that, in that order."""
     assert select(listing_of(names)) == names
@@ -106,11 +192,23 @@ def test_a_default_can_be_left_out() -> None:
         (["no:progres"], "--plugins: progres: not installed; did you mean 'progress'?; there are "),
         (["ema", "ema"], "--plugins: ema: listed twice"),
         (["ema", "no:ema"], "--plugins: ema: both listed and left out"),
+        (["emma@slow"], "--plugins: emma@slow: not installed; did you mean 'ema@slow'?; there are "),
+        (["@slow"], "--plugins: @slow: not installed; there are "),
+        (["ema@slow", "ema@slow"], "--plugins: ema@slow: listed twice"),
     ],
 )
 def test_a_list_that_cannot_be_meant_is_refused(listing: list[str], start: str) -> None:
     """With a suggestion where there is one."""
     assert problems(listing)[0].startswith(start)
+
+
+@pytest.mark.parametrize("listing", [["no:ema@slow"], ["ema@slow", "no:ema@slow"], ["no:emma@slow"]])
+def test_only_plain_names_are_left_out(listing: list[str]) -> None:
+    """One more instance is there because it was listed, so there is one thing to say."""
+    name = listing[-1].removeprefix("no:")
+    assert problems(listing) == [
+        f"--plugins: no:{name}: {name} runs only if it is listed; take no:{name} off the list"
+    ]
 
 
 def test_every_problem_of_a_list_is_told_at_once() -> None:
@@ -204,7 +302,10 @@ def test_hooks_are_listed_in_firing_order() -> None:
     names = hook_names()
     assert names[:3] == ["make_task", "make_optimization", "before_run"]
     assert names[-1] == "shutdown"
-    assert len(names) == 12
+    written = [
+        f for _, f in inspect.getmembers(hookspecs, inspect.isfunction) if f.__module__ == hookspecs.__name__
+    ]
+    assert names == [f.__name__ for f in sorted(written, key=lambda f: f.__code__.co_firstlineno)]
 
 
 def test_firing_order_is_the_listing_order_with_wrappers_marked(site: Site) -> None:
@@ -259,7 +360,12 @@ def test_a_plugin_list_that_is_none_is_an_error(plugins: str) -> None:
 def test_what_was_checked_holds_every_option_that_counts() -> None:
     """Defaults too, so that it is a whole record of the run."""
     assembly = assemble(read("run: {dir: x}\nema: {decay: 0.5}", "cfg.yaml"), ["ema", *NONE])
-    assert assembly.document["ema"] == {"decay": 0.5, "faster_decay_at_start": True, "validate": True}
+    assert assembly.document["ema"] == {
+        "decay": 0.5,
+        "faster_decay_at_start": True,
+        "validate": True,
+        "sigma_rel": None,
+    }
     run = assembly.document["run"]
     assert isinstance(run, dict)
     assert (run["dir"], run["seed"], run["time_limit"]) == ("x", 0, None)

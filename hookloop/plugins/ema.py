@@ -1,30 +1,46 @@
-"""An exponential moving average of the weights, lent to validation and inference."""
+"""A moving average of the weights, lent to validation and inference."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
-from attrs import define, field
-from attrs.validators import and_, ge, lt
+from attrs import Attribute, define, field, fields
+from attrs.validators import and_, ge, lt, optional
 
+from hookloop.averaging import exponent, power_decay
+from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.settings import doc
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from torch import Tensor, nn
 
     from hookloop.core import Run
 
 
+def _is_a_width(_instance: object, _attribute: Attribute[float | None], value: float) -> None:
+    exponent(value)
+
+
+def _stands_alone(instance: EMA, _attribute: Attribute[float | None], _value: float) -> None:
+    defaults = fields(EMA)
+    for option in (defaults.decay, defaults.faster_decay_at_start):
+        if getattr(instance, option.name) != option.default:
+            raise ValueError(f"{option.name} and sigma_rel: two kinds of average; give one of them")
+
+
 @define(eq=False)
 class EMA:
     """Average the weights as they move; validate and infer with the average.
 
+    The average is exponential, or with ``sigma_rel`` a power function of time (Karras et al. 2024, see
+    :mod:`hookloop.averaging`). Several run side by side as ``ema``, ``ema@slow`` and so on; one of them is lent.
+
     Parameters that are trained are averaged, buffers stay as they are. One foreach kernel a step, no wait
-    for the device; lending swaps pointers, so no second model is kept and nothing is copied.
+    for the device; lending moves pointers, so no second model is kept and nothing is copied.
     """
 
     decay: float = field(
@@ -38,26 +54,60 @@ class EMA:
     validate_with: bool = field(
         default=True, alias="validate", metadata=doc("lend the average to validation and inference")
     )
+    sigma_rel: float | None = field(
+        default=None,
+        validator=optional(and_(_is_a_width, _stands_alone)),
+        metadata=doc(
+            "relative width of a power-function profile instead of a decay, such as 0.1; above 0 and below 12**-0.5",
+            learned=True,
+        ),
+    )
+    name: str = field(default="ema", init=False)
+    gamma: float | None = field(default=None, init=False)
+    """The exponent of the power-function profile."""
     updates: int = field(default=0, init=False)
     names: list[str] = field(factory=list, init=False)
+    every_name: list[str] = field(factory=list, init=False)
+    """Those and the further names of weights that are shared."""
     weights: list[Tensor] = field(factory=list, init=False)
     averages: list[Tensor] = field(factory=list, init=False)
 
     @hookimpl
     def before_run(self, run: Run) -> None:
-        """Start from the model's own weights."""
-        trained = [(name, p) for name, p in run.task.model.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in trained]
-        self.weights = [p for _, p in trained]
+        """Start from the model's own weights.
+
+        :raises HookloopError: where several averages are to be validated with.
+        """
+        self.name = next(name for name, plugin in run.plugins.items() if plugin is self)
+        _expect_one_lent(run.plugins)
+        trained = _trained(run.task.model)
+        named = run.task.model.named_parameters(remove_duplicate=False)
+        self.names = list(trained)
+        self.every_name = [name for name, p in named if p.requires_grad]
+        self.weights = list(trained.values())
         self.averages = [p.detach().clone() for p in self.weights]
         self.updates = 0
+        self.gamma = None if self.sigma_rel is None else exponent(self.sigma_rel)
 
     @hookimpl
-    def before_epoch(self) -> None:
-        """Before the first update the average is the model, also one restored from a run without averages."""
+    def before_epoch(self, run: Run) -> None:
+        """Before the first update the average is the model, also one restored from a run without averages.
+
+        :raises HookloopError: where other weights are trained than those that are averaged.
+        """
+        self._expect_the_same(_trained(run.task.model))
         if self.updates == 0:
             for average, weight in zip(self.averages, self.weights, strict=True):
                 average.copy_(weight.detach())
+
+    def _expect_the_same(self, trained: Mapping[str, Tensor]) -> None:
+        odd = [f"{name} is trained no more" for name in self.names if name not in trained]
+        odd += [f"{name} is trained now" for name in trained if name not in self.names]
+        if odd:
+            raise HookloopError(
+                f"{self.name}: expected to average the weights that were trained at the start, found that "
+                f"{'; '.join(odd[:3])}; freeze and free weights before the run, such as in make_task"
+            )
 
     @hookimpl
     def after_batch(self) -> None:
@@ -70,6 +120,8 @@ class EMA:
 
     def decay_now(self) -> float:
         """The decay of update number ``updates``."""
+        if self.gamma is not None:
+            return power_decay(self.updates, self.gamma)
         if self.faster_decay_at_start:
             return min(self.decay, (1 + self.updates) / (10 + self.updates))
         return self.decay
@@ -92,20 +144,18 @@ class EMA:
         if not self.validate_with:
             yield
             return
-        with self._swapped():
+        with self._holding():
             yield
 
     @contextmanager
-    def _swapped(self) -> Iterator[None]:
-        self._swap()
+    def _holding(self) -> Iterator[None]:
+        """Point the weights at the averages, then back at what they were: within itself it changes nothing."""
+        before = [weight.data for weight in self.weights]
         try:
+            _point(self.weights, self.averages)
             yield
         finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for weight, average in zip(self.weights, self.averages, strict=True):
-            weight.data, average.data = average.data, weight.data
+            _point(self.weights, before)
 
     def validation_weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
         """The model's state dict as validation sees it; ``None`` if it sees the raw weights."""
@@ -113,7 +163,7 @@ class EMA:
 
     def averaged_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
         """Give the model's state dict with the averages in it, under every name of a shared weight."""
-        with self._swapped():
+        with self._holding():
             return model.state_dict()
 
     def state_dict(self) -> dict[str, object]:
@@ -121,8 +171,45 @@ class EMA:
         return {"updates": self.updates, "averages": dict(zip(self.names, self.averages, strict=True))}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Take over saved averages, in place."""
+        """Take over saved averages, in place.
+
+        :raises HookloopError: naming the first ones that are missing or of another shape; nothing is changed then.
+        """
         saved = cast("Mapping[str, Tensor]", state["averages"])
-        for name, average in zip(self.names, self.averages, strict=True):
+        own = dict(zip(self.names, self.averages, strict=True))
+        odd = [f"{name} is missing" for name in own if name not in saved]
+        odd += [
+            f"{name} is {tuple(saved[name].shape)} there, {tuple(average.shape)} here"
+            for name, average in own.items()
+            if name in saved and saved[name].shape != average.shape
+        ]
+        if odd:
+            raise HookloopError(
+                f"{self.name}: saved averages of other weights: {'; '.join(odd[:3])}; expected those trained here"
+            )
+        for name, average in own.items():
             average.copy_(saved[name])
         self.updates = int(state["updates"])  # type: ignore[call-overload]
+
+    def average_facts(self) -> dict[str, object]:
+        """How the averages came about, for the files that hold them: see ``hookloop ema reconstruct``."""
+        return {"sigma_rel": self.sigma_rel, "updates": self.updates, "names": list(self.every_name)}
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained; one that is shared stands under its first name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _expect_one_lent(plugins: Mapping[str, object]) -> None:
+    lent = [name for name, plugin in plugins.items() if isinstance(plugin, EMA) and plugin.validate_with]
+    if len(lent) > 1:
+        options = ", ".join(f"{name}.validate: false" for name in lent[1:])
+        raise HookloopError(
+            f"{' and '.join(lent)}: each is to be validated with, expected one average; set {options}"
+        )
+
+
+def _point(weights: Iterable[Tensor], data: Iterable[Tensor]) -> None:
+    for weight, tensor in zip(weights, data, strict=True):
+        weight.data = tensor
