@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import Any
+from importlib.metadata import entry_points
+from typing import Any, get_origin
 
 import attrs
 
@@ -47,9 +48,25 @@ def _options(cls: type, prefix: str = "") -> list[str]:
             continue
         name = f"{prefix}{a.alias or a.name}"
         lines.append(f"{name}: {_default(a)}  # {a.metadata.get('help', '')}".rstrip(" #"))
-        kind = a.type if "group" not in a.metadata else getattr(a.default, "factory", None)
-        if isinstance(kind, type) and attrs.has(kind):
-            lines += _options(kind, f"{name}.")
+        if "group" in a.metadata:
+            lines += _choices(a, name)
+        elif isinstance(a.type, type) and attrs.has(a.type):
+            lines += _options(a.type, f"{name}.")
+    return lines
+
+
+def _choices(a: attrs.Attribute[Any], option: str) -> list[str]:
+    """Every class that may be chosen as *option*, by name, with the options it then has; not again for a list."""
+    lines: list[str] = []
+    if get_origin(a.type) is list:
+        return lines
+    for entry in sorted(entry_points(group=a.metadata["group"]), key=lambda entry: entry.name):
+        try:
+            cls = entry.load()
+        except Exception as error:  # noqa: BLE001 - one broken choice must not hide the others
+            lines.append(f"{option}.name: {entry.name}  # broken: {' '.join(str(error).split())}")
+            continue
+        lines += [f"{option}.name: {entry.name}  # {_first_line(cls)}", *_options(cls, f"{option}.")]
     return lines
 
 
@@ -60,7 +77,9 @@ def _default(a: attrs.Attribute[Any]) -> str:
     value = make() if make else a.default
     if isinstance(value, str):
         return value
-    return "..." if attrs.has(type(value)) else json.dumps(value, default=str)
+    if attrs.has(type(value)):
+        return str(getattr(value, "chosen_as", "..."))
+    return json.dumps(value, default=str)
 
 
 def _first_line(item: object) -> str:

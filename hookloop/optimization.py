@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import torch
 from attrs import define, field
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
@@ -36,6 +35,11 @@ class Optimization:
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer moves, in its own order."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def trained(self) -> list[str]:
+        """The names of the parameters, in the optimizer's order, as far as it knows them."""
+        return [name for group in self.optimizer.param_groups for name in group.get("param_names", ())]
 
     @property
     def learning_rate(self) -> float:
@@ -71,9 +75,12 @@ class Optimization:
         return measured
 
     def state_dict(self) -> dict[str, object]:
-        """The moments, and the gradients that wait."""
+        """The moments, and the gradients that wait: numbers only, the names are :attr:`trained`."""
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group.pop("param_names", None)
         state: dict[str, object] = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scale": self.scale,
             "pending": self.pending,
         }
@@ -92,24 +99,6 @@ class Optimization:
             group.update(configured)  # torch has just put the saved ones there
         self.scale = float(state["scale"])  # type: ignore[arg-type]
         self.pending = int(state["pending"])  # type: ignore[call-overload]
+        self.optimizer.zero_grad(set_to_none=True)  # what waits here is not part of that state
         for p, gradient in zip(self.parameters, state.get("gradients", ()), strict=False):  # type: ignore[call-overload]
             p.grad = None if gradient is None else gradient.to(p.device)
-
-
-def warm_up(position: float, length: float) -> float:
-    """Rise linearly to 1 over *length*: 1/length at the first position."""
-    return min(1.0, (position + 1) / length) if length else 1.0
-
-
-def cosine(position: float, total: float, floor: float) -> float:
-    """Fall from 1 to *floor* along half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983, Eq. 5).
-
-    A *total* below 1, which a warm-up leaves that is as long as the run, is a fall at position 1.
-    """
-    share = min(1.0, position / max(total, 1.0))
-    return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
-
-
-def steps(position: float, milestones: Sequence[float], gamma: float) -> float:
-    """Multiply by *gamma* at each milestone passed."""
-    return gamma ** sum(position >= milestone for milestone in milestones)

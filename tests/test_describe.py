@@ -95,6 +95,33 @@ def test_an_option_under_another_name_is_described_under_that_name() -> None:
     assert any(line.startswith("  validate: true  #") for line in block("ema"))
 
 
+def test_what_may_be_chosen_is_described_by_name(site: Site) -> None:
+    """Each choice with the options it then has, third parties' too; a broken one hides no other."""
+    source = """
+import attrs
+from hookloop.schedules import Schedule
+from hookloop.settings import doc
+
+@attrs.frozen(kw_only=True)
+class Mine(Schedule):
+    'Do as I say.'
+    chosen_as = "Mine"
+    depth: int = attrs.field(default=3, metadata=doc("how deep"))
+"""
+    offered = {"Mine": "mine:Mine", "Broken": "mine:nothing"}
+    site.install("mine", source, {"hookloop.schedules": offered})
+    lines = block("optimization")
+    assert "  scheduler: ConstantLR  # the learning rate's course, by name, and its options" in lines
+    at = lines.index("  scheduler.name: Mine  # Do as I say.")
+    assert lines[at + 3] == "  scheduler.depth: 3  # how deep"
+    assert any(line.startswith("  scheduler.name: Broken  # broken: ") for line in lines)
+    at = lines.index(
+        "  scheduler.name: SequentialLR  # One schedule after another, each from its own beginning."
+    )
+    assert lines[at + 3].startswith("  scheduler.schedulers: <a list, required>")
+    assert lines[at + 5].startswith("  scheduler.name: ")  # the list's own choices are those again
+
+
 @pytest.mark.parametrize("source", ["import nothing_like_this", "1 / 0", "this is no Python", "Plugin = 1"])
 def test_a_broken_plugin_does_not_hide_the_others(site: Site, source: str) -> None:
     """It is described as broken, with the reason, and no more than a line."""
@@ -129,7 +156,7 @@ def test_the_firing_order_is_a_line_per_hook(site: Site) -> None:
     rows = dict(line.split(maxsplit=1) for line in lines[: len(hook_names())])
     assert list(rows) == hook_names()
     assert rows["validate"] == "third( ema( validation ) )"
-    assert rows["before_run"] == "third > ema"
+    assert rows["before_run"] == "third > ema > validation"
     assert rows["make_task"] == "-"
 
 

@@ -19,7 +19,8 @@ from hookloop.plugins.checkpoint import Checkpoint
 from hookloop.plugins.ema import EMA
 from hookloop.plugins.generation import Generation
 from hookloop.plugins.jsonl import Jsonl
-from hookloop.plugins.optimization import OptimizationPlugin, Schedule
+from hookloop.plugins.optimization import OptimizationPlugin
+from hookloop.schedules import CosineAnnealingLR
 from hookloop.settings import doc
 from hookloop.testing import TinyTask, fake_run, prepared
 
@@ -86,7 +87,7 @@ def test_no_secret_is_in_a_checkpoint(tmp_path: Path) -> None:
 
 def test_a_longer_run_bends_the_cosine_and_is_refused(tmp_path: Path) -> None:
     """The learning rate would jump; a constant rate may go on for longer."""
-    cosine = OptimizationPlugin(optimizer="SGD", lr=0.25, scheduler=Schedule(name="CosineAnnealingLR"))
+    cosine = OptimizationPlugin(optimizer="SGD", lr=0.25, scheduler=CosineAnnealingLR())
     finished(tmp_path / "cosine", Checkpoint(), cosine)
     with pytest.raises(HookloopError, match=r"scheduler\.T_max \(8 there, 16 now\)"):
         prepared(tmp_path / "cosine", Checkpoint(), cosine, max_epochs=2)
@@ -113,7 +114,7 @@ def test_metrics_of_a_run_that_left_nothing_to_resume_are_set_aside(tmp_path: Pa
     first, second = (
         [json.loads(line)["step"] for line in (tmp_path / name).read_text().splitlines()] for name in files
     )
-    assert first == second == [8]
+    assert first == second == [8, 8]
 
 
 @pytest.mark.parametrize("hook", ["make_task", "shutdown"])

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
 
-from hookloop.optimization import Optimization, cosine, steps, warm_up
+from hookloop.optimization import Optimization
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +67,19 @@ def test_stopping_while_accumulating_loses_no_gradient() -> None:
     assert through.item() == after.item() != before.item()
 
 
+def test_loading_forgets_gradients_that_wait() -> None:
+    """A state without waiting gradients is loaded over some: they do not add to the next update."""
+    w = weight()
+    made = optimization(w, accumulate=2)
+    state = made.state_dict()
+    made.update((w - 100.0).square())
+    made.load_state_dict(state)
+    assert (made.pending, w.grad) == (0, None)
+    for _ in range(2):
+        made.update((w - 4.0).square())
+    assert w.item() == 2.0  # half-way to 4
+
+
 def test_clipping_reports_the_norm_before_it() -> None:
     """A gradient (-6, 8) has norm 10; clipped to 1 and at rate 0.5 the weights move by (0.3, -0.4)."""
     w = nn.Parameter(torch.zeros(2))
@@ -112,39 +124,3 @@ def test_autocast(precision: torch.dtype) -> None:
     made = Optimization(torch.optim.SGD([weight()], lr=1.0), torch.device("cpu"), precision=precision)
     with made.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == precision
-
-
-def test_warm_up() -> None:
-    """Four positions of warm-up are a quarter, a half, three quarters and all; none is none."""
-    assert [warm_up(i, 4) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert warm_up(0, 0) == 1.0
-
-
-def test_cosine_is_that_of_torch() -> None:
-    """Down to the floor at the last step, as torch's own schedule, and there it stays."""
-    oracle_of = torch.optim.SGD([weight()], lr=2.0)
-    oracle = torch.optim.lr_scheduler.CosineAnnealingLR(oracle_of, T_max=10, eta_min=0.5)
-    for i in range(11):
-        assert 2.0 * cosine(i, 10, 0.25) == pytest.approx(oracle_of.param_groups[0]["lr"], rel=1e-12)
-        oracle_of.step()
-        oracle.step()
-    assert cosine(0, 10, 0.25) == 1.0
-    assert cosine(5, 10, 0.0) == pytest.approx(0.5)
-    assert cosine(10, 10, 0.25) == cosine(11, 10, 0.25) == 0.25
-
-
-@pytest.mark.parametrize("total", [0, -3])
-def test_cosine_without_length(total: int) -> None:
-    """With no length left after a warm-up, the warm-up still learns at the full rate, then the floor holds."""
-    assert [cosine(i, total, 0.1) for i in range(5)] == pytest.approx([1.0, 0.1, 0.1, 0.1, 0.1])
-
-
-def test_steps_are_those_of_torch() -> None:
-    """Each milestone multiplies by gamma, as torch's own schedule."""
-    oracle_of = torch.optim.SGD([weight()], lr=1.0)
-    oracle = torch.optim.lr_scheduler.MultiStepLR(oracle_of, [2, 5], gamma=0.5)
-    for i in range(8):
-        assert steps(i, [2, 5], 0.5) == oracle_of.param_groups[0]["lr"]
-        oracle_of.step()
-        oracle.step()
-    assert math.isclose(steps(9, [], 0.5), 1.0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from attrs import define, field, frozen
+from attrs import asdict, define, field
 from attrs.validators import and_, deep_iterable, ge, gt, instance_of, lt, optional
 
 from hookloop.hookspecs import hookimpl
+from hookloop.metrics import measured
+from hookloop.schedules import GROUP, ConstantLR, Plateau, ReduceLROnPlateau, Schedule
 from hookloop.settings import doc
 
 if TYPE_CHECKING:
@@ -18,25 +20,6 @@ if TYPE_CHECKING:
     from hookloop.core import Progress, Run
     from hookloop.optimization import Optimization
     from hookloop.task import Batch, Task
-
-
-@frozen
-class Schedule:
-    """How the learning rate depends on progress: a pure function, so nothing of it needs saving."""
-
-    name: Literal["ConstantLR", "CosineAnnealingLR", "MultiStepLR"] = field(
-        default="ConstantLR", metadata=doc("the shape after the warm-up")
-    )
-    step: Literal["batch", "epoch"] = field(
-        default="batch", metadata=doc("when it moves, and the unit of the rest")
-    )
-    warmup: int = field(default=0, validator=ge(0), metadata=doc("rise linearly over so many"))
-    eta_min: float = field(default=0.0, validator=ge(0.0), metadata=doc("the cosine's last rate"))
-    T_max: int | None = field(
-        default=None, validator=optional(gt(0)), metadata=doc("the cosine's length; all epochs if not given")
-    )
-    milestones: list[int] = field(factory=list, metadata=doc("where MultiStepLR multiplies by gamma"))
-    gamma: float = field(default=0.1, validator=gt(0.0), metadata=doc("what MultiStepLR multiplies by"))
 
 
 @define(eq=False)
@@ -68,7 +51,15 @@ class OptimizationPlugin:
         validator=ge(1),
         metadata=doc("batches an update; fewer left over at the end of the run move nothing", learned=True),
     )
-    scheduler: Schedule = field(factory=Schedule, metadata=doc("the learning rate's course", learned=True))
+    scheduler: Schedule = field(
+        factory=ConstantLR,
+        metadata={
+            **doc("the learning rate's course, by name, and its options", learned=True),
+            "group": GROUP,
+            "unnamed": ConstantLR.chosen_as,
+        },
+    )
+    plateau: Plateau = field(factory=Plateau, init=False)
 
     @hookimpl(trylast=True)  # the default: any plugin may answer instead
     def make_optimization(self, run: Run, task: Task) -> Optimization:
@@ -98,6 +89,11 @@ class OptimizationPlugin:
         )
 
     @hookimpl
+    def before_run(self) -> None:
+        """Begin without a memory."""
+        self.plateau = Plateau()
+
+    @hookimpl
     def before_epoch(self, run: Run) -> None:
         """Training mode, also after somebody evaluated."""
         run.task.model.train()
@@ -115,30 +111,57 @@ class OptimizationPlugin:
         measured = optimization.update(losses["loss"])
         return {**{name: loss.detach() for name, loss in losses.items()}, **measured}
 
-    def learned_values(self, run: Run) -> Mapping[str, object]:
-        """The cosine's length, which follows ``run.max_epochs`` where it is not given."""
-        cosine = self.scheduler.name == "CosineAnnealingLR"
-        return {"scheduler.T_max": self._length(run)} if cosine else {}
+    @hookimpl
+    def after_evaluation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Lower the rate where the metric no longer falls.
 
-    def _length(self, run: Run) -> int:
-        per_epoch = run.task.data["train"].n_batches if self.scheduler.step == "batch" else 1
-        return self.scheduler.T_max or run.config.max_epochs * per_epoch
+        :raises HookloopError: where that metric was not measured.
+        """
+        options, optimization = self.scheduler, run.optimization
+        if not isinstance(options, ReduceLROnPlateau) or self._position(run.progress) < options.warmup:
+            return
+        value = measured(run, metrics, options.metric, "optimization.scheduler.metric")
+        if not self.plateau.sees(value, options):
+            return
+        scale = max(optimization.scale * options.factor, options.min_lr / self.lr)
+        if scale >= optimization.scale:  # it is at its lowest
+            return
+        optimization.scale = scale
+        run.events.info(
+            "rate.reduced",
+            metric=options.metric,
+            best=self.plateau.best,
+            step=run.progress.step,
+            lr=self.lr * scale,
+        )
+
+    @hookimpl
+    def after_epoch(self, run: Run) -> None:
+        """Log the rate of the epoch's last update."""
+        run.log({"epoch/lr": run.optimization.learning_rate})
+
+    def learned_values(self, run: Run) -> Mapping[str, object]:
+        """The lengths that follow ``run.max_epochs`` where they are not given, such as a cosine's."""
+        return {
+            f"scheduler.{name}": value for name, value in self.scheduler.lengths(self._length(run)).items()
+        }
 
     def rate(self, run: Run) -> float:
         """The learning rate of the batch at hand."""
-        from hookloop.optimization import cosine, steps, warm_up
-
-        schedule = self.scheduler
-        position = _position(run.progress, schedule)
-        factor = warm_up(position, schedule.warmup)
-        after = max(0, position - schedule.warmup)
-        if schedule.name == "CosineAnnealingLR":
-            total = self._length(run)
-            factor *= cosine(after, total - schedule.warmup, schedule.eta_min / self.lr)
-        elif schedule.name == "MultiStepLR":
-            factor *= steps(position, schedule.milestones, schedule.gamma)
+        factor = self.scheduler.factor_at(self._position(run.progress), self._length(run), self.lr)
         return self.lr * factor * run.optimization.scale
 
+    def _length(self, run: Run) -> int:
+        per_epoch = 1 if self.scheduler.step == "epoch" else run.task.data["train"].n_batches
+        return run.config.max_epochs * per_epoch
 
-def _position(progress: Progress, schedule: Schedule) -> int:
-    return progress.step if schedule.step == "batch" else progress.epoch
+    def _position(self, at: Progress) -> int:
+        return at.epoch if self.scheduler.step == "epoch" else at.step
+
+    def state_dict(self) -> dict[str, object]:
+        """What is remembered of a plateau."""
+        return {"plateau": asdict(self.plateau)}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Remember it."""
+        self.plateau = Plateau(**cast("dict[str, Any]", state["plateau"]))

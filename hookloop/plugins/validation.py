@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import define
+from attrs import define, field
+from attrs.validators import and_, deep_mapping, ge, instance_of, lt
 
+from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
+from hookloop.settings import doc
+from hookloop.words import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,14 +20,76 @@ if TYPE_CHECKING:
 
 @define(eq=False)
 class Validation:
-    """Report the losses on the ``validation`` split, with the same noise in every epoch."""
+    """Report the losses on every split but ``train``, with the same noise in every epoch.
+
+    With a single one, called ``validation``, they are ``val/loss`` and ``val/loss/<variable>``. With more,
+    those are weighted means over the splits, whose own are ``val/<split>/loss`` and so on.
+    """
+
+    weights: dict[str, float] = field(
+        factory=dict,
+        validator=deep_mapping(
+            key_validator=instance_of(str), value_validator=and_(ge(0.0), lt(float("inf")))
+        ),
+        metadata=doc(
+            "weights of the splits in val/loss, by name; 1 where not given, 0 for the log only", learned=True
+        ),
+    )
+
+    @hookimpl
+    def before_run(self, run: Run) -> None:
+        """Check the weights against the splits there are.
+
+        :raises HookloopError: where one is of no split, or none is above 0.
+        """
+        splits = _splits(run)
+        there = f"there are {', '.join(splits) or 'none'}"
+        if unknown := [split for split in self.weights if split not in splits]:
+            raise HookloopError(
+                f"validation.weights: {', '.join(unknown)}: no split to validate on; {there}"
+                f"{suggestion(unknown[0], splits)}"
+            )
+        if splits and not any(self._weight(split) for split in splits):
+            raise HookloopError(f"validation.weights: every weight is 0, expected one above; {there}")
+
+    def _weight(self, split: str) -> float:
+        return self.weights.get(split, 1.0)
 
     @hookimpl
     def validate(self, run: Run) -> Mapping[str, float] | None:
-        """``val/loss`` and ``val/loss/<variable>``; nothing where the task has no such split."""
+        """``val/loss`` and the others; nothing where the task has no split for it, or when stopped."""
         from hookloop.evaluation import mean_losses
 
-        if "validation" not in run.task.data:
+        losses: dict[str, Mapping[str, float]] = {}
+        for split in _splits(run):
+            found = mean_losses(run, split)
+            if found is None:
+                return None
+            losses[split] = found
+        if not losses:
             return None
-        losses = mean_losses(run, "validation")
-        return losses and {f"val/{name}": value for name, value in losses.items()}
+        mean = weighted_mean(losses, {split: self._weight(split) for split in losses})
+        each = {f"{split}/{name}": value for split, found in losses.items() for name, value in found.items()}
+        every = mean if list(losses) == ["validation"] else {**mean, **each}
+        return {f"val/{name}": value for name, value in every.items()}
+
+
+def _splits(run: Run) -> list[str]:
+    return [split for split in run.task.data if split != "train"]
+
+
+def weighted_mean(
+    losses: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """Σ w·loss / Σ w over the splits with a weight above 0, for each loss that all of them have.
+
+    :param losses: by split, then by name.
+    :param weights: by split, not negative, one of them above 0.
+    """
+    counted = [split for split, weight in weights.items() if weight]
+    total = sum(weights[split] for split in counted)
+    return {
+        name: sum(weights[split] * losses[split][name] for split in counted) / total
+        for name in losses[counted[0]]
+        if all(name in losses[split] for split in counted)
+    }

@@ -7,11 +7,32 @@ import pytest
 import torch
 from attrs import define, field
 
+from hookloop import files
 from hookloop.core import Run, train
+from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.optimization import Optimization
-from hookloop.plugins.optimization import OptimizationPlugin, Schedule
-from hookloop.testing import LifeCycle, TinyData, TinyTask, fake_run, prepared
+from hookloop.plugins.checkpoint import Checkpoint
+from hookloop.plugins.optimization import OptimizationPlugin
+from hookloop.schedules import (
+    ConstantLR,
+    CosineAnnealingLR,
+    MultiStepLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    Schedule,
+    SequentialLR,
+)
+from hookloop.testing import (
+    LifeCycle,
+    Recorder,
+    TinyData,
+    TinyTask,
+    _assert_same,
+    events_of,
+    fake_run,
+    prepared,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +41,11 @@ if TYPE_CHECKING:
 
 class TestLifeCycle(LifeCycle):
     plugin = OptimizationPlugin
+
+
+class TestLifeCycleOfPlateaus(LifeCycle):
+    plugin = OptimizationPlugin
+    options = {"scheduler": {"name": "ReduceLROnPlateau", "patience": 0, "cooldown": 1}}
 
 
 class TestLifeCycleOfEverything(LifeCycle):
@@ -96,41 +122,41 @@ def test_clipping_adds_the_norm_to_the_losses(tmp_path: Path) -> None:
 
 def test_constant(tmp_path: Path) -> None:
     """Without a schedule the rate is what was asked for."""
-    assert rates(tmp_path, Schedule(), 2) == [2.0] * 16
+    assert rates(tmp_path, ConstantLR(), 2) == [2.0] * 16
 
 
 def test_warm_up_then_constant(tmp_path: Path) -> None:
     """The rate rises linearly over the warm-up, then stays."""
-    assert rates(tmp_path, Schedule(warmup=4), 1) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert rates(tmp_path, ConstantLR(warmup=4), 1) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
 
 
 def test_cosine_with_warm_up_by_batch(tmp_path: Path) -> None:
     """After the warm-up, half a cosine over the rest of all batches, which ends one step above eta_min."""
-    found = rates(tmp_path, Schedule(name="CosineAnnealingLR", warmup=4, eta_min=0.5), 2)
+    found = rates(tmp_path, CosineAnnealingLR(warmup=4, eta_min=0.5), 2)
     rest = [0.5 + 1.5 * (1 + math.cos(math.pi * i / 12)) / 2 for i in range(12)]
     assert found == pytest.approx([0.5, 1.0, 1.5, 2.0, *rest])
 
 
 def test_cosine_by_epoch(tmp_path: Path) -> None:
     """The rate moves at epochs, and T_max counts them."""
-    found = rates(tmp_path, Schedule(name="CosineAnnealingLR", step="epoch"), 2)
+    found = rates(tmp_path, CosineAnnealingLR(step="epoch"), 2)
     assert found == pytest.approx([2.0] * 8 + [1.0] * 8)
-    found = rates(tmp_path, Schedule(name="CosineAnnealingLR", step="epoch", T_max=1), 2)
+    found = rates(tmp_path, CosineAnnealingLR(step="epoch", T_max=1), 2)
     assert found == pytest.approx([2.0] * 8 + [0.0] * 8)
 
 
 @pytest.mark.parametrize("warmup", [8, 16])
 def test_warm_up_as_long_as_the_cosine(tmp_path: Path, warmup: int) -> None:
     """A short run that never leaves its warm-up still learns."""
-    found = rates(tmp_path, Schedule(name="CosineAnnealingLR", warmup=warmup), 1)
+    found = rates(tmp_path, CosineAnnealingLR(warmup=warmup), 1)
     assert found == pytest.approx([2.0 * (i + 1) / warmup for i in range(8)])
 
 
 def test_steps(tmp_path: Path) -> None:
     """At each milestone the rate is multiplied, batches or epochs counted."""
-    found = rates(tmp_path, Schedule(name="MultiStepLR", milestones=[2, 6], gamma=0.5), 1)
+    found = rates(tmp_path, MultiStepLR(milestones=[2, 6], gamma=0.5), 1)
     assert found == [2.0] * 2 + [1.0] * 4 + [0.5] * 2
-    found = rates(tmp_path, Schedule(name="MultiStepLR", step="epoch", milestones=[1], gamma=0.5), 2)
+    found = rates(tmp_path, MultiStepLR(step="epoch", milestones=[1], gamma=0.5), 2)
     assert found == [2.0] * 8 + [1.0] * 8
 
 
@@ -138,12 +164,159 @@ def test_the_rate_told_is_the_one_used(tmp_path: Path) -> None:
     """After each batch the weight has moved by the rate that the optimization tells times the gradient."""
     noting = Noting()
     task = TinyTask(data={"train": TinyData(8)})
-    train(fake_run(tmp_path, sgd(scheduler=Schedule(warmup=4)), noting, task=task))
+    train(fake_run(tmp_path, sgd(scheduler=ConstantLR(warmup=4)), noting, task=task))
     assert noting.rates[:5] == [0.0625, 0.125, 0.1875, 0.25, 0.25]
     w = 0.0
     for x, (rate, found) in enumerate(zip(noting.rates, noting.weights, strict=True)):
         w -= rate * 2 * (w - x)
         assert found == pytest.approx(w)
+
+
+def test_every_epoch_logs_the_rate_it_used_last(tmp_path: Path) -> None:
+    """With two batches an epoch and a warm-up of three; step 0 has no rate, even where it is evaluated."""
+    plugin = sgd(scheduler=ConstantLR(warmup=3))
+    task = TinyTask(data={"train": TinyData(2), "validation": TinyData(2)})
+    options = {"max_epochs": 2, "evaluate_before_training": True}
+    train(fake_run(tmp_path, plugin, recorder := Recorder(), task=task, **options))
+    assert recorder.metrics("val/loss").keys() == {0, 2, 4}
+    assert recorder.metrics("epoch/lr") == {2: 0.25 * 2 / 3, 4: 0.25}
+
+
+@define(eq=False)
+class Scores:
+    """Answers ``score``, by the number of batches learnt."""
+
+    values: Mapping[int, float]
+
+    @hookimpl
+    def validate(self, run: Run) -> dict[str, float]:
+        """The value of this step."""
+        return {"score": self.values[run.progress.step]}
+
+
+PLATEAU = ReduceLROnPlateau(metric="score", factor=0.5, patience=1, cooldown=1, min_lr=0.05)
+SCORES = [3.0, 3.0, 2.0, 2.0, math.nan, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_a_plateau_lowers_the_rate_as_torch_does(tmp_path: Path) -> None:
+    """Evaluated after each of twelve epochs of two batches, the rates are those of torch's scheduler."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.25)
+    oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=1, cooldown=1, min_lr=0.05
+    )
+    expected = []
+    for score in SCORES:
+        expected += [optimizer.param_groups[0]["lr"]] * 2
+        oracle.step(score)
+    noting = Noting()
+    scores = Scores({2 * (i + 1): score for i, score in enumerate(SCORES)})
+    task = TinyTask(data={"train": TinyData(2)})
+    run = fake_run(tmp_path, sgd(scheduler=PLATEAU), scores, noting, task=task, max_epochs=12)
+    train(run)
+    assert noting.rates == expected
+    assert expected[-1] == 0.05  # so it has reached its floor
+    reduced = [event["step"] for event in events_of(run) if event["event"] == "rate.reduced"]
+    assert reduced == [2 * (i + 1) for i in range(11) if expected[2 * i + 2] < expected[2 * i]]
+
+
+def test_a_plateau_is_seen_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    """The batch after the evaluation has the lower rate."""
+    noting = Noting()
+    schedule = ReduceLROnPlateau(metric="score", factor=0.5, patience=0)
+    scores = Scores({2: 1.0, 4: 1.0, 6: 1.0, 8: 1.0})
+    run = fake_run(tmp_path, sgd(scheduler=schedule), scores, noting, validate_every="2 batches")
+    train(run)
+    assert noting.rates == [0.25] * 4 + [0.125] * 2 + [0.0625] * 2
+    assert run.optimization.scale == 0.125
+
+
+@pytest.mark.parametrize(("unit", "warmup"), [("batch", 4), ("epoch", 2)])
+def test_a_plateau_after_a_warm_up(tmp_path: Path, unit: str, warmup: int) -> None:
+    """While the rate rises nothing is judged: the low score in it is not the one to beat."""
+    noting = Noting()
+    schedule = ReduceLROnPlateau(metric="score", factor=0.5, patience=0, warmup=warmup, step=unit)
+    scores = Scores({2: 0.1, 4: 3.0, 6: 2.0, 8: 2.0, 10: 1.0})
+    task = TinyTask(data={"train": TinyData(2)})
+    train(fake_run(tmp_path, sgd(scheduler=schedule), scores, noting, task=task, max_epochs=5))
+    assert noting.rates[4:] == [0.25] * 4 + [0.125] * 2
+    assert noting.rates[0] < noting.rates[3] == 0.25
+
+
+def test_a_plateau_of_what_nobody_measures(tmp_path: Path) -> None:
+    """The option and the metrics there are."""
+    plugin = sgd(scheduler=ReduceLROnPlateau(metric="val/score"))
+    with pytest.raises(HookloopError, match=r"optimization\.scheduler\.metric: val/score .* are val/loss"):
+        train(fake_run(tmp_path, plugin))
+
+
+def test_a_plateau_of_nan_is_told(tmp_path: Path) -> None:
+    """And counts as no improvement."""
+    plugin = sgd(scheduler=ReduceLROnPlateau(metric="score", patience=0))
+    run = fake_run(tmp_path, plugin, Scores({8: math.nan}))
+    train(run)
+    assert run.optimization.scale == pytest.approx(0.1)
+    assert [e["metric"] for e in events_of(run) if e["event"] == "metric.undefined"] == ["score"]
+
+
+@define(eq=False)
+class StopAt:
+    """Asks the run to stop after a batch."""
+
+    step: int
+
+    @hookimpl
+    def after_batch(self, run: Run) -> None:
+        """Stop there."""
+        if run.progress.step == self.step:
+            run.stop("enough", 75)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The last state of a run that nobody stopped."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    train(plateau_run(directory))
+    return last_state(directory)
+
+
+def plateau_run(directory: Path, *extra: object) -> Run:
+    """Three epochs of five batches, evaluated every second, whose score comes to plateaus."""
+    scores = Scores(
+        {n: [3.0, 2.0, 2.5, 2.0, 1.0, 1.0, 1.0, math.nan][n // 2] for n in (*range(2, 15, 2), 15)}
+    )
+    plugin = OptimizationPlugin(
+        lr=0.1, scheduler=ReduceLROnPlateau(metric="score", factor=0.5, patience=1, warmup=1, cooldown=1)
+    )
+    task = TinyTask(data={"train": TinyData(5), "validation": TinyData(2)}, noise=1.0)
+    options = {"max_epochs": 3, "validate_every": "2 batches"}
+    return fake_run(directory, plugin, scores, *extra, Checkpoint(), task=task, **options)
+
+
+def last_state(directory: Path) -> dict[str, object]:
+    """What ``latest.ckpt`` holds, but for the configuration."""
+    state = files.load(directory / "checkpoints" / "latest.ckpt")
+    del state["config"]
+    return state
+
+
+@pytest.mark.parametrize("step", range(1, 15))
+def test_a_plateau_survives_a_stop(tmp_path: Path, step: int, uninterrupted: dict[str, object]) -> None:
+    """Stopped after any batch and resumed, the state in the end is that of a run in one go."""
+    train(plateau_run(tmp_path, StopAt(step)))
+    train(plateau_run(tmp_path))
+    _assert_same(last_state(tmp_path), uninterrupted)
+    assert uninterrupted["optimization"]["scale"] < 0.5  # type: ignore[index]
+
+
+def test_the_lengths_that_follow_the_run_are_learnt(tmp_path: Path) -> None:
+    """A longer run would bend them, so a resumed run refuses; what is given stays what it is."""
+    last = PolynomialLR()
+    sequence = SequentialLR(step="epoch", schedulers=[ConstantLR(), last], milestones=[1])
+    run = prepared(tmp_path, max_epochs=5)
+    assert sgd(scheduler=sequence).learned_values(run) == {"scheduler.schedulers.1.total_iters": 4}
+    assert sgd(scheduler=CosineAnnealingLR()).learned_values(run) == {"scheduler.T_max": 40}
+    assert sgd(scheduler=CosineAnnealingLR(T_max=7)).learned_values(run) == {"scheduler.T_max": 7}
+    assert sgd().learned_values(run) == {}
 
 
 @define(eq=False)

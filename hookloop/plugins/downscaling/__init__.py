@@ -12,6 +12,7 @@ from hookloop.plugins.downscaling.data_options import (
     PatchConfig,
     SplitConfig,
     StaticConfig,
+    are_split_names,
 )
 from hookloop.plugins.downscaling.options import ModelConfig, SamplerConfig
 from hookloop.settings import doc
@@ -28,6 +29,13 @@ class Downscaling:
     train: SplitConfig = field(metadata=doc("the pairs that are learnt", learned=True))
     model: ModelConfig = field(metadata=doc("the network and what it sees", learned=True))
     validation: SplitConfig | None = field(default=None, metadata=doc("the pairs that are only looked at"))
+    validation_sets: dict[str, SplitConfig] = field(
+        factory=dict,
+        validator=are_split_names,
+        metadata=doc(
+            "further pairs that are only looked at, by name; fields are generated for validation alone"
+        ),
+    )
     statics: list[StaticConfig] = field(
         factory=list, metadata=doc("fine fields that do not change, such as terrain", learned=True)
     )

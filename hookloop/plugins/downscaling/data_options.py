@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 from attrs import Attribute, field, frozen
@@ -10,7 +11,7 @@ from attrs.validators import ge, min_len
 from hookloop.settings import doc
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from hookloop.plugins.downscaling.normalize import Scale
 
@@ -45,6 +46,18 @@ class SplitConfig:
             "where the split lives; auto: on the GPU where it takes less than a quarter of it", learned=False
         ),
     )
+
+
+def are_split_names(
+    _instance: object, _attribute: Attribute[dict[str, SplitConfig]], value: Iterable[str]
+) -> None:
+    """Refuse names of splits that could not stand in the key of a metric, or that mean something else."""
+    for name in value:
+        if not re.fullmatch(r"[A-Za-z]\w*", name) or name in ("train", "validation", "loss"):
+            raise ValueError(
+                "expected names such as alps, of letters, digits and _, but not train, validation or loss; "
+                f"found {name!r}"
+            )
 
 
 @frozen

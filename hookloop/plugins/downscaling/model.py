@@ -214,10 +214,10 @@ def make_task(options: Downscaling, run: Run) -> DownscalingTask:
     pair = open_pair(options.train, config.inputs, config.outputs)
     statics = load_statics(options.statics, pair.fine_grid)
     data = {"train": _split(options, options.train, pair, _order_seed(run), run)}
-    if options.validation is not None:
-        seen = open_pair(options.validation, config.inputs, config.outputs)
-        _refuse_other_grid(pair, seen)
-        data["validation"] = _split(options, options.validation, seen, None, run)
+    for name, (option, split) in _validation_splits(options).items():
+        seen = open_pair(split, config.inputs, config.outputs)
+        _refuse_other_grid(pair, seen, option)
+        data[name] = _split(options, split, seen, None, run)
     given = options.normalization.scale(config.inputs) if options.normalization else None
     torch.manual_seed(run.seed("model"))
     model = Downscaler(
@@ -229,6 +229,14 @@ def make_task(options: Downscaling, run: Run) -> DownscalingTask:
         torch.as_tensor(pair.fine_grid.longitude, dtype=torch.float32),
     )
     return DownscalingTask(model.to(run.device), data, options.sampler, pair.factor, pair.units)
+
+
+def _validation_splits(options: Downscaling) -> dict[str, tuple[str, SplitConfig]]:
+    """The splits that are only looked at, by name, with the option that describes each."""
+    first = {} if options.validation is None else {"validation": ("validation", options.validation)}
+    return first | {
+        name: (f"validation_sets.{name}", split) for name, split in options.validation_sets.items()
+    }
 
 
 def _split(
@@ -250,7 +258,7 @@ def _target_scale(pair: Pair, config: ModelConfig) -> Scale:
     return statistics(fields, config.outputs)
 
 
-def _refuse_other_grid(trained: Pair, seen: Pair) -> None:
+def _refuse_other_grid(trained: Pair, seen: Pair, option: str) -> None:
     """Validation must lie on the grid that is trained on: positions and static fields are that grid's."""
     same = trained.factor == seen.factor and all(
         here.shape == there.shape and (abs(here - there) < _SAME_DEGREES).all()
@@ -261,7 +269,7 @@ def _refuse_other_grid(trained: Pair, seen: Pair) -> None:
     )
     if not same:
         raise HookloopError(
-            f"downscaling.validation: grid {_extent(seen)}, expected that of downscaling.train, {_extent(trained)}; "
+            f"downscaling.{option}: grid {_extent(seen)}, expected that of downscaling.train, {_extent(trained)}; "
             "give both the same lat and lon"
         )
 

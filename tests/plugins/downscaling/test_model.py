@@ -165,6 +165,35 @@ def test_validation_on_another_grid_is_refused(sample: Path, tmp_path: Path) -> 
         prepared(tmp_path, plugin(sample, validation=west | {"lon": [2.0, 6.0]}))
 
 
+def test_further_validation_sets_are_validated_by_name(sample: Path, tmp_path: Path) -> None:
+    """Beside ``validation``; the same data has the same losses, and fields are generated for that one alone."""
+    same = {"coarse": [str(sample / "validation_coarse.nc")], "fine": [str(sample / "validation_fine.nc")]}
+    early = same | {"time": ["2020-01-02T00", "2020-01-02T01"], "batch_size": 1}
+    made = plugin(sample, validation_sets={"again": same, "early": early})
+    run = prepared(tmp_path, made)
+    assert list(run.task.data) == ["train", "validation", "again", "early"]
+    assert [data.n_samples for data in run.task.data.values()] == [12, 6, 6, 2]
+    (found,) = (answer for answer in run.hook.validate(run=run) if "val/loss" in answer)
+    assert found["val/again/loss/t2m"] == found["val/validation/loss/t2m"]
+    expected = (2 * found["val/validation/loss"] + found["val/early/loss"]) / 3
+    assert found["val/loss"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "loss", "the alps", "a/b", "", "3"])
+def test_names_of_validation_sets_are_simple_words(sample: Path, name: str) -> None:
+    """They stand in the keys of metrics; and two mean something else."""
+    split = {"coarse": ["a"], "fine": ["b"]}
+    with pytest.raises(ConfigError, match=r"downscaling\.validation_sets: expected names such as alps"):
+        plugin(sample, validation_sets={name: split})
+
+
+def test_a_further_validation_set_on_another_grid_is_refused(sample: Path, tmp_path: Path) -> None:
+    """By its own name."""
+    west = {"coarse": [str(sample / "validation_coarse.nc")], "fine": [str(sample / "validation_fine.nc")]}
+    with pytest.raises(HookloopError, match=r"downscaling\.validation_sets\.west: grid 16x8"):
+        prepared(tmp_path, plugin(sample, validation_sets={"west": west | {"lon": [2.0, 6.0]}}))
+
+
 def test_outputs_must_be_among_the_inputs(sample: Path) -> None:
     """The baseline needs them; the message names what is missing."""
     with pytest.raises(ConfigError, match=r"downscaling.model: outputs: pr not among the inputs t2m"):
