@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import traceback
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,11 @@ import click
 from hookloop.errors import HookloopError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from structlog.typing import FilteringBoundLogger
+
+    from hookloop.core import Run
     from hookloop.manager import Assembly
 
 
@@ -114,41 +118,102 @@ def run(
     config: Path, plugins: list[str] | None, overrides: tuple[str, ...], directory: str | None, *, fresh: bool
 ) -> None:
     """Train as CONFIG says, or go on where the run in its directory stopped."""
-    from hookloop import logs, manager, records
+    from hookloop import locking, logs
     from hookloop.core import train
 
     assembly = _assemble(config, plugins, overrides, directory)
     where = assembly.config.dir
     _make_directory(where)
-    with records.lock(where):
+    events = logs.events_to(where / "log.jsonl")
+    with locking.lock(where, events):
         if fresh:
             _expect_empty(where)
-        events = logs.events_to(where / "log.jsonl")
-        for note in assembly.notes:
-            events.info("section.skipped", note=note)
-        this = manager.make_run(assembly, events)
+        with _running(assembly, events) as this:
+            train(this, begun=lambda: _record(assembly))
+        sys.exit(_tell_end(this))
 
-        def record() -> None:
-            records.write_config(where, assembly.document, manager.listing_of(list(assembly.plugins)))
-            records.write_environment(where)
 
-        try:
-            train(this, begun=record)
-        except BaseException as error:
-            # The console has it from main(), so this is for the file alone.
-            logs.events_to(where / "log.jsonl", io.StringIO()).error("run.failed", error=repr(error))
-            raise
-        at, stop = this.progress, this.stopping
-        if stop is None:
-            events.info("run.finished", epoch=at.epoch, step=at.step)
-        else:
-            events.info("run.stopped", why=stop.why, epoch=at.epoch, step=at.step, code=stop.code)
-        sys.exit(stop.code if stop else 0)
+@contextmanager
+def _running(assembly: Assembly, events: FilteringBoundLogger) -> Iterator[Run]:
+    """Make the run; what ends it goes into its log as well, the console has it from :func:`main`."""
+    from hookloop import logs, manager
+
+    for note in assembly.notes:
+        events.info("section.skipped", note=note)
+    this = manager.make_run(assembly, events)
+    try:
+        yield this
+    except BaseException as error:
+        path = assembly.config.dir / "log.jsonl"
+        logs.events_to(path, io.StringIO()).error("run.failed", error=repr(error))
+        raise
+
+
+def _record(assembly: Assembly) -> None:
+    """Write down what is run, and where."""
+    from hookloop import manager, records
+
+    where = assembly.config.dir
+    records.write_config(where, assembly.document, manager.listing_of(list(assembly.plugins)))
+    records.write_environment(where)
+
+
+def _tell_end(run: Run) -> int:
+    """Tell how a run has ended, and give the exit code."""
+    at, stop = run.progress, run.stopping
+    if stop is None:
+        run.events.info("run.finished", epoch=at.epoch, step=at.step)
+        return 0
+    run.events.info("run.stopped", why=stop.why, epoch=at.epoch, step=at.step, code=stop.code)
+    return stop.code
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@_config_options
+@click.option(
+    "--dir",
+    "directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where to write; evaluations/CHECKPOINT in run.dir if not given.",
+)
+def evaluate(
+    checkpoint: Path,
+    config: Path,
+    plugins: list[str] | None,
+    overrides: tuple[str, ...],
+    directory: Path | None,
+) -> None:
+    """Validate and infer once with CHECKPOINT, any file of a run, as CONFIG says.
+
+    Prints a line for each metric, its key and its value. With the run's own CONFIG these are the numbers that
+    the run logged for that epoch. Whatever CONFIG says, inference takes place (generation.epochs is '::1') and
+    the epoch of the checkpoint is the last (run.max_epochs).
+    """
+    from hookloop import evaluate as evaluation
+    from hookloop import locking, logs, warm_start
+
+    assembly = _assemble(config, plugins, overrides)
+    state = warm_start.read(checkpoint)
+    where = evaluation.directory_for(checkpoint, assembly.config.dir, directory)
+    assembly = evaluation.adapt(assembly, state, where)
+    _make_directory(where)
+    events = logs.events_to(where / "log.jsonl")
+    with locking.lock(where, events):
+        with _running(assembly, events) as this:
+            metrics = evaluation.evaluate(this, checkpoint, state, begun=lambda: _record(assembly))
+        code = _tell_end(this)
+    for key, value in (metrics or {}).items():
+        click.echo(f"{key} {value!r}")
+    sys.exit(code)
 
 
 def _make_directory(where: Path) -> None:
+    from hookloop.durable import make_directory
+
     try:
-        where.mkdir(parents=True, exist_ok=True)
+        make_directory(where)
     except OSError as error:
         raise HookloopError(f"{where}: cannot be written: {error.strerror}; choose another --dir") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -109,12 +109,19 @@ def train(run: Run, begun: Callable[[], None] = lambda: None) -> None:
 
     :raises HookloopError: for the user's mistakes.
     """
+    with closing(run):
+        prepare(run)
+        begun()
+        _fit(run)
+
+
+@contextmanager
+def closing(run: Run) -> Iterator[None]:
+    """Call ``shutdown``, then unwind ``run.cleanup``, whatever happens within."""
     error: BaseException | None = None
     with run.cleanup:
         try:
-            prepare(run)
-            begun()
-            _fit(run)
+            yield
         except BaseException as problem:
             error = problem
             raise

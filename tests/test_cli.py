@@ -46,6 +46,11 @@ class Tiny:
             run.stop("enough")
         if self.ending == "resume":
             run.stop("later", 75)
+
+    @hookimpl
+    def validate(self, run):
+        if self.ending == "signal":
+            os.kill(os.getpid(), 15)
 """
 
 
@@ -111,6 +116,7 @@ def test_help_comes_at_once() -> None:
     [
         "--help",
         "run --help",
+        "evaluate --help",
         "plugins",
         "hooks",
         "hooks --order --plugins downscaling,ema,wandb",
@@ -338,6 +344,85 @@ def test_a_file_is_no_directory_to_run_in(
     answer = call("run", *fresh, "--plugins", tiny, config(""))
     assert (answer.code, answer.out) == (2, "")
     assert answer.err == f"{tmp_path / 'run'}: cannot be written: File exists; choose another --dir\n"
+
+
+@pytest.fixture
+def kept(
+    config: Callable[[str], Path], tiny: str, tmp_path: Path, call: Callable[..., Answer]
+) -> tuple[Path, Path]:
+    """A run that has kept its checkpoints: the latest one, and the configuration that was run."""
+    listing = tiny.replace("no:checkpoint", "checkpoint").replace("no:signals", "signals")
+    answer = call("run", "--plugins", listing, config(""))
+    assert answer.code == 0, answer.err
+    return tmp_path / "run" / "checkpoints" / "latest.ckpt", tmp_path / "run" / "config.yaml"
+
+
+def test_an_evaluation_prints_what_the_run_logged(
+    kept: tuple[Path, Path], tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    """A line a metric, in full; the records are below the run's directory or in the one given."""
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (loss,) = (line["val/loss"] for line in logged if "val/loss" in line)
+    default = tmp_path / "run" / "evaluations" / "latest"
+    for options, where in (((), default), (("--dir", tmp_path / "other"), tmp_path / "other")):
+        answer = call("evaluate", *kept, *options)
+        assert answer.code == 0
+        lines = dict(line.split(" ") for line in answer.out.splitlines())
+        assert lines.keys() == {"val/loss", "epoch/validation_seconds", "epoch"}
+        assert (lines["val/loss"], lines["epoch"]) == (repr(loss), "1")
+        assert "weights.loaded" in answer.err
+        (line,) = (where / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(line)["val/loss"] == loss
+        assert {"log.jsonl", "config.yaml", "environment.json"} <= {path.name for path in where.iterdir()}
+        assert "no:checkpoint" in yaml.safe_load((where / "config.yaml").read_text())["plugins"]
+
+
+def test_an_evaluation_that_is_stopped_has_no_result(
+    kept: tuple[Path, Path], call: Callable[..., Answer]
+) -> None:
+    """It answers 128 and the signal's number, and prints nothing."""
+    answer = call("evaluate", *kept, "--set", "tiny.ending=signal")
+    assert (answer.code, answer.out) == (143, "")
+    assert "run.stopped why=SIGTERM" in answer.err
+
+
+def test_an_evaluation_that_cannot_begin_is_one_line(
+    kept: tuple[Path, Path], tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    """A missing or damaged checkpoint, a mistake in the configuration, a run's own directory."""
+    checkpoint, config = kept
+    (tmp_path / "damaged.ckpt").write_bytes(checkpoint.read_bytes()[:-5])
+    options: dict[str, tuple[object, ...]] = {
+        f"{tmp_path / 'none.ckpt'}: cannot be read: No such file or directory": (
+            tmp_path / "none.ckpt",
+            config,
+        ),
+        f"{tmp_path / 'damaged.ckpt'}: has no checksum": (tmp_path / "damaged.ckpt", config),
+        "--set tiny.x: tiny.x: unknown option": (checkpoint, config, "--set", "tiny.x=1"),
+        f"{tmp_path / 'run'}: a run's own directory": (checkpoint, config, "--dir", tmp_path / "run"),
+    }
+    for message, arguments in options.items():
+        answer = call("evaluate", *arguments)
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err.startswith(message)
+        assert answer.err.count("\n") == 1
+    assert not (tmp_path / "run" / "evaluations").exists()
+
+
+def test_two_evaluations_of_one_file_do_not_mix(
+    kept: tuple[Path, Path], tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    """The second one is refused while the first one writes, and a run that goes on disturbs neither."""
+    from hookloop import locking, logs
+
+    where = tmp_path / "run" / "evaluations" / "latest"
+    where.mkdir(parents=True)
+    with locking.lock(tmp_path / "run", logs.events_to(None)):
+        assert call("evaluate", *kept).code == 0
+    with locking.lock(where, logs.events_to(None)):
+        answer = call("evaluate", *kept)
+    assert (answer.code, answer.out) == (2, "")
+    assert str(where / "run.lock") in answer.err
 
 
 COMMANDS = """
