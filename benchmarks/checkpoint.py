@@ -99,7 +99,7 @@ def stalls(run: Run, checkpoint: Checkpoint) -> tuple[list[float], list[float], 
         waiting.append(timed(lambda: checkpoint.after_batch(run), run.device))
         began = time.perf_counter()
         while checkpoint._saving is not None and not checkpoint._saving.outcome.done():  # noqa: SLF001
-            steps.append(timed(lambda: step(run), run.device))
+            steps.append(timed(partial(step, run), run.device))
         checkpoint._hear(run)  # noqa: SLF001
         writing.append(time.perf_counter() - began)
         step(run)
@@ -158,7 +158,7 @@ def main() -> None:
             if asynchronous:
                 print(f"{nbytes / 1e9:.3f} GB of state; medians of {ROUNDS}; x is the bound")
                 row("bound: copy as one block", [least], least, f"{nbytes / least / 1e9:.1f} GB/s")
-                alone = [timed(lambda: step(run), device) for _ in range(20)]
+                alone = [timed(partial(step, run), device) for _ in range(20)]
             waiting, writing, steps = stalls(run, checkpoint)
             row(f"stall, asynchronous: {asynchronous}", waiting, least)
             if asynchronous:
