@@ -16,7 +16,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], keep_as: Path | N
 
     :param keep_as: what to call the file that was at *path* before.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.tmp")  # one name: what a killed writer has left is written over
     try:
         with partial.open("wb") as file:
             write(file)

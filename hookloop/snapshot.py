@@ -30,6 +30,8 @@ class Snapshots:
     _layout: list[tuple[object, ...]] = field(factory=list, init=False)
     """Type, shape, strides and device of what was copied last."""
     _copies: list[Tensor] = field(factory=list, init=False)
+    _devices: set[torch.device] = field(factory=set, init=False)
+    """The GPUs that something was copied from last."""
     _moves: list[Callable[[Sequence[Tensor]], None]] = field(factory=list, init=False)
 
     def take(self, state: Mapping[str, object]) -> tuple[dict[str, object], Callable[[], None]]:
@@ -41,7 +43,7 @@ class Snapshots:
         self._make_room(tensors)
         for move in self._moves:
             move(tensors)
-        complete = _completion({t.device for t in tensors if t.is_cuda})
+        complete = _completion(self._devices)
         copies = (self._copies[number] for number in numbers)
         return cast("dict[str, object]", _replaced(state, copies)), complete
 
@@ -54,13 +56,17 @@ class Snapshots:
         layout = [(t.dtype, t.shape, t.stride(), t.device) for t in tensors]
         if layout == self._layout:
             return
-        pinned = any(t.is_cuda for t in tensors)
+        self._devices = {t.device for t in tensors if t.is_cuda}
+        pinned = bool(self._devices)
         size = sum(_room(t) for t in tensors)
         self._layout, self._copies, self._moves = [], [], []  # the old block goes before there is a new one
         if size > self._memory.numel() or pinned != self._memory.is_pinned():
             self._memory = torch.empty(0, dtype=torch.uint8)
             self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-        stages = {t.device: t.new_empty(min(size, _STAGE), dtype=torch.uint8) for t in tensors if t.is_cuda}
+        stages = {
+            device: torch.empty(min(size, _STAGE), dtype=torch.uint8, device=device)
+            for device in self._devices
+        }
         copies: dict[int, Tensor] = {}
         block = self._memory
         for part in _parts(tensors):
@@ -154,14 +160,18 @@ def _like(tensor: Tensor, block: Tensor) -> Tensor:
     return flat.as_strided(tensor.shape, torch.empty_like(tensor, device="meta").stride())
 
 
-def _tensors(state: object) -> Iterator[Tensor]:
-    """Find every tensor in plain containers."""
+def _tensors(state: object) -> list[Tensor]:
+    """Find every tensor in plain containers, in order."""
     if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict | list | tuple | set):
-        parts: Iterable[object] = state.values() if isinstance(state, dict) else state
-        for part in parts:
-            yield from _tensors(part)
+        return [state]
+    found: list[Tensor] = []
+    if isinstance(state, dict | list | tuple | set):
+        for part in state.values() if isinstance(state, dict) else state:
+            if isinstance(part, Tensor):
+                found.append(part)
+            else:
+                found += _tensors(part)
+    return found
 
 
 def _distinct(found: Iterable[Tensor]) -> tuple[list[Tensor], list[int]]:
@@ -171,11 +181,14 @@ def _distinct(found: Iterable[Tensor]) -> tuple[list[Tensor], list[int]]:
     begins: dict[int, list[int]] = {}
     for tensor in found:
         known = begins.setdefault(tensor.data_ptr(), [])
-        same = [number for number in known if _is_same(tensor, tensors[number])]
-        if not same:
-            known.append(len(tensors))
+        number = (
+            next((number for number in known if _is_same(tensor, tensors[number])), None) if known else None
+        )
+        if number is None:
+            number = len(tensors)
+            known.append(number)
             tensors.append(tensor)
-        numbers.append(same[0] if same else known[-1])
+        numbers.append(number)
     return tensors, numbers
 
 

@@ -28,7 +28,7 @@ class Files:
     conditions: Collection[str] = ()
     """Files that ``latest.ckpt`` tells of: it is written only if they are there."""
     check: Callable[[], None] = lambda: None
-    """Raises if the states are not worth writing; on a GPU it is asked while the copy is under way."""
+    """Raises if the states are not worth writing; asked while the copy is under way."""
 
 
 class Writer(Protocol):
@@ -80,8 +80,15 @@ class Background:
         """Copy now, write later."""
         copy, ready = self._snapshots.take(group.states)
         group.check()
-        states = cast("Mapping[str, Mapping[str, object]]", copy)
-        return self._thread.submit(_write, evolve(group, states=states), ready)
+        copied = evolve(group, states=cast("Mapping[str, Mapping[str, object]]", copy))
+
+        def write(_: Files) -> Outcome:
+            ready()
+            return _write(copied)
+
+        # The thread gets the originals as well, to be the one that frees them: for each tensor whoever frees it has
+        # to wait for the interpreter, and training would do so a thousand times while the thread is at work.
+        return self._thread.submit(write, group)
 
     def prepare(self, group: Files) -> Future[Outcome]:
         """Get the memory for the copy."""
@@ -97,9 +104,8 @@ class Background:
         self._thread.shutdown()
 
 
-def _write(group: Files, ready: Callable[[], None] = lambda: None) -> Outcome:
+def _write(group: Files) -> Outcome:
     """Write each file, also after one that has failed."""
-    ready()
     failed: Outcome = {}
     for name, state in group.states.items():
         if name == LATEST and (missing := [n for n in group.conditions if n in failed]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from attrs import Attribute, define, field, frozen
@@ -18,7 +19,7 @@ from hookloop.records import masked
 from hookloop.settings import doc, epoch_slice, epochs_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Generator, Mapping
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -223,7 +224,7 @@ class Checkpoint:
             resume.directory(run),
             {name: {**head, **part} for name, part in parts.items()},
             conditions=[f"{stem}.ckpt" for stem in self.best],
-            check=_finite_check(run),
+            check=partial(_expect_finite, run),
         )
         assert self._writer is not None
         outcome = self._writer.write(group)
@@ -325,24 +326,15 @@ def _validation_weights(run: Run) -> Mapping[str, Tensor]:
     return cast("Mapping[str, Tensor]", run.task.model.state_dict())
 
 
-def _finite_check(run: Run) -> Callable[[], None]:
-    """Look whether weights, and gradients that wait for their update, are still finite numbers.
-
-    :returns: what waits for the answer, and refuses to keep what is not finite.
-    """
+def _expect_finite(run: Run) -> None:
+    """Refuse to keep weights, or gradients that wait for their update, that have left the finite numbers."""
     import torch
 
     parameters = [p for p in run.task.model.parameters() if p.numel()]
     weights = [t.detach() for p in parameters for t in (p, p.grad) if t is not None]
-    norms = torch._foreach_norm(weights) if weights else [torch.zeros(())]  # noqa: SLF001
-    finite = torch.isfinite(torch.stack(norms)).all()
-
-    def check() -> None:
-        if not finite:
-            raise Diverged(
-                f"step {run.progress.step}: the weights are not finite, so they are not saved; "
-                f"the last good checkpoint is {resume.directory(run) / resume.LATEST}; "
-                "lower optimization.lr or set optimization.clip_norm"
-            )
-
-    return check
+    if weights and not torch.isfinite(torch.stack(torch._foreach_norm(weights))).all():  # noqa: SLF001
+        raise Diverged(
+            f"step {run.progress.step}: the weights are not finite, so they are not saved; "
+            f"the last good checkpoint is {resume.directory(run) / resume.LATEST}; "
+            "lower optimization.lr or set optimization.clip_norm"
+        )

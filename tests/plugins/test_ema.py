@@ -597,3 +597,26 @@ def test_two_averages_go_on_exactly_after_a_stop(tmp_path: Path, step: int) -> N
     assert [updates for updates, _ in expected] == [6, 6]
     assert expected[0] != expected[1]
     assert [event["step"] for event in events_of(again) if event["event"] == "run.resumed"] == [step]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"sigma_rel": 0.1}])
+def test_the_gpu_is_not_waited_for(tmp_path: Path, options: dict[str, float]) -> None:
+    """An update is one foreach operation, dozens of tensors to a kernel; neither it nor lending waits for the device."""
+    n = 200
+    task = TinyTask(model=nn.ParameterList([nn.Parameter(torch.zeros(3, device="cuda")) for _ in range(n)]))
+    prepared(tmp_path, ema := EMA(**options), task=task)  # type: ignore[arg-type]
+    ema.after_batch()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True
+        ) as profile:
+            ema.after_batch()
+        with ema.lent():
+            pass
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    kernels = [event.name for event in profile.events() if event.name.startswith("void ")]
+    assert all("multi_tensor_apply" in name for name in kernels)
+    assert 1 <= len(kernels) <= n / 30
