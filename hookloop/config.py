@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import entry_points
+from itertools import repeat
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast, get_args, get_origin
@@ -35,6 +37,22 @@ class _Invalid(Exception):  # noqa: N818 - a carrier, caught here
         self.problems = problems
 
 
+class _Mistyped(_Invalid):
+    """A value of another kind than its option expects."""
+
+    def __init__(self, expected: str, value: object, hint: str = "") -> None:
+        self.expected, self.value, self.hint = expected, value, hint
+        super().__init__([((), self.said())])
+
+    def said(self, example: str | None = None) -> str:
+        """Say so, with an example of what is expected where the option has one."""
+        return f"expected {_such(self.expected, example)}, found {value_in_words(self.value)}{self.hint}"
+
+
+def _such(expected: str, example: str | None) -> str:
+    return f"{expected} such as {example}" if example else expected
+
+
 def build(cls: type[T], document: Document, section: str) -> T:
     """Structure one section of a configuration into *cls*; an absent section is an empty one.
 
@@ -46,7 +64,7 @@ def build(cls: type[T], document: Document, section: str) -> T:
     except _Invalid as invalid:
         raise ConfigError(
             [
-                f"{document.place((section, *path))}: {dotted((section, *path))}: {message}"
+                f"{document.place((section, *path))}: {dotted((section, *path))}: {' '.join(message.split())}"
                 for path, message in invalid.problems
             ]
         ) from None
@@ -134,13 +152,14 @@ def _structure_attrs(cls: type) -> Callable[[object, object], object]:
             if name in value:
                 problems.extend(_structure_field(a, name, value[name], found))
             elif a.default is attrs.NOTHING:
-                problems.append(((name,), f"missing; expected {type_in_words(a.type)}"))
+                expected = _such(type_in_words(a.type), a.metadata.get("example"))
+                problems.append(((name,), f"missing; expected {expected}"))
         if problems:
             raise _Invalid(problems)
         try:
             return cls(**found)
-        except (ValueError, TypeError) as error:
-            raise _Invalid([((), str(error.args[0] if error.args else error))]) from None
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise _Invalid([((), _words(error))]) from None
 
     return structure
 
@@ -151,23 +170,42 @@ def _structure_field(
     """Structure one option into *found*; the problems are what comes back."""
     kind: Any = a.type
     try:
-        group = a.metadata.get("group")
-        found[name] = _choose(group, value) if group else _converter.structure(value, kind)
+        found[name] = _choosing(a)(value) if "group" in a.metadata else _converter.structure(value, kind)
+    except _Mistyped as wrong:
+        return [((name,), wrong.said(a.metadata.get("example")))]
     except _Invalid as invalid:
         return [((name, *path), message) for path, message in invalid.problems]
     if a.validator is not None:
         try:
             a.validator(None, a, found[name])
-        except (ValueError, TypeError) as error:
-            return [((name,), str(error.args[0] if error.args else error))]
+        except (ValueError, TypeError, ArithmeticError) as error:
+            return [((name,), _words(error))]
         except AttributeError:
             pass  # it looks at other options too: it runs when the object is made
     return []
 
 
-def _choose(group: str, value: object) -> object:
-    """Structure ``{name: …, **options}`` into the class that entry point *name* of *group* offers."""
+def _words(error: Exception) -> str:
+    """What a validator says, without what attrs' own validators tell machines beside it."""
+    return str(error.args[0] if error.args and isinstance(error.args[0], str) else error)
+
+
+def _choosing(a: attrs.Attribute[Any]) -> Callable[[object], object]:
+    """Find what structures an option whose class is chosen by name, or a list of such."""
+    choose = partial(_choose, a.metadata["group"], a.metadata.get("unnamed"))
+    if get_origin(a.type) is not list:
+        return choose
+    return lambda value: _each(enumerate(_listed(value)), repeat(choose))
+
+
+def _choose(group: str, unnamed: str | None, value: object) -> object:
+    """Structure ``{name: …, **options}`` into the class that entry point *name* of *group* offers.
+
+    :param unnamed: the name where none is given; ``None`` demands one.
+    """
     offered = {entry.name: entry for entry in entry_points(group=group)}
+    if unnamed is not None and isinstance(value, Mapping):
+        value = {"name": unnamed, **value}
     if not isinstance(value, Mapping) or "name" not in value:
         raise _Invalid(
             [
@@ -193,7 +231,7 @@ def _choose(group: str, value: object) -> object:
 def _scalar(kind: type, accepts: tuple[type, ...]) -> Callable[[object, object], object]:
     def structure(value: object, _: object) -> object:
         if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
-            raise _Invalid([((), f"expected {type_in_words(kind)}, found {value_in_words(value)}")])
+            raise _Mistyped(type_in_words(kind), value)
         return kind(value)
 
     return structure
@@ -205,14 +243,23 @@ def _structure_sequence(kind: Any) -> Callable[[object, object], object]:
     into = tuple if get_origin(kind) is tuple else list
 
     def structure(value: object, _: object) -> object:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise _Invalid([((), f"expected a list, found {value_in_words(value)}")])
-        if pair and len(value) != len(arguments):
-            raise _Invalid([((), f"expected {len(arguments)} values, found {len(value)}")])
-        kinds = arguments if pair else [arguments[0]] * len(value)
-        return into(_each(enumerate(value), kinds))
+        values = _listed(value)
+        if pair and len(values) != len(arguments):
+            raise _Invalid([((), f"expected {len(arguments)} values, found {len(values)}")])
+        kinds = arguments if pair else [arguments[0]] * len(values)
+        return into(_each(enumerate(values), map(_structuring, kinds)))
 
     return structure
+
+
+def _listed(value: object) -> Sequence[object]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise _Mistyped("a list", value)
+    return value
+
+
+def _structuring(kind: Any) -> Callable[[object], object]:
+    return lambda value: _converter.structure(value, kind)
 
 
 def _structure_mapping(kind: Any) -> Callable[[object, object], object]:
@@ -220,18 +267,20 @@ def _structure_mapping(kind: Any) -> Callable[[object, object], object]:
 
     def structure(value: object, _: object) -> object:
         if not isinstance(value, Mapping):
-            raise _Invalid([((), f"expected names with values, found {value_in_words(value)}")])
-        return dict(zip(value, _each(value.items(), [item] * len(value)), strict=True))
+            raise _Mistyped("names with values", value)
+        return dict(zip(value, _each(value.items(), repeat(_structuring(item))), strict=True))
 
     return structure
 
 
-def _each(items: Iterable[tuple[Any, object]], kinds: Sequence[Any]) -> list[object]:
+def _each(
+    items: Iterable[tuple[Any, object]], structures: Iterable[Callable[[object], object]]
+) -> list[object]:
     problems: list[tuple[Place, str]] = []
     found: list[object] = []
-    for (key, value), kind in zip(items, kinds, strict=True):
+    for (key, value), structure in zip(items, structures, strict=False):  # one may be repeated for ever
         try:
-            found.append(_converter.structure(value, kind))
+            found.append(structure(value))
         except _Invalid as invalid:
             problems.extend(((key, *path), message) for path, message in invalid.problems)
     if problems:
@@ -247,7 +296,7 @@ def _structure_literal(kind: Any) -> Callable[[object, object], object]:
             if value == one and type(value) is type(one):
                 return one
         hint = suggestion(str(value), map(str, allowed))
-        raise _Invalid([((), f"expected {type_in_words(kind)}, found {value_in_words(value)}{hint}")])
+        raise _Mistyped(type_in_words(kind), value, hint)
 
     return structure
 
@@ -259,15 +308,12 @@ def _structure_union(kind: Any) -> Callable[[object, object], object]:
         if value is None and type(None) in arms:
             return None
         tries = [arm for arm in arms if arm is not type(None)]
-        problems: list[tuple[Place, str]] = []
-        for arm in tries:
-            try:
-                return cast("object", _converter.structure(value, arm))
-            except _Invalid as invalid:
-                problems = invalid.problems
         if len(tries) == 1:
-            raise _Invalid(problems)
-        raise _Invalid([((), f"expected {type_in_words(kind)}, found {value_in_words(value)}")])
+            return cast("object", _converter.structure(value, tries[0]))
+        for arm in tries:
+            with suppress(_Invalid):
+                return cast("object", _converter.structure(value, arm))
+        raise _Mistyped(type_in_words(kind), value)
 
     return structure
 

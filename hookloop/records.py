@@ -1,8 +1,7 @@
-"""What was run, with what and where: the files that a run directory begins with, and its lock."""
+"""What was run, with what and where: the files that a run directory begins with."""
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -13,17 +12,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import BinaryIO
 
 import yaml
 
+from hookloop.durable import write_whole
 from hookloop.errors import HookloopError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _SECRET = {
     "key", "keys", "apikey", "token", "secret", "secrets", "password", "passwords", "passwd", "pwd", "passphrase",
@@ -216,8 +212,6 @@ def _mask_yaml(value: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from hookloop.files import write_whole
-
     def write(file: BinaryIO) -> None:
         file.write(text.encode())
 
@@ -227,71 +221,6 @@ def _write(path: Path, text: str) -> None:
         raise HookloopError(
             f"{path}: cannot be written ({problem.strerror}); choose another run.dir"
         ) from None
-
-
-@contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """Hold ``run.lock`` so that no second run writes into *directory*; the file is removed at the end.
-
-    The kernel gives the lock back when the holder dies, however it dies; its file is then taken over.
-
-    :raises HookloopError: naming the host, process and start of the run that holds it.
-    """
-    path = directory / "run.lock"
-    file = _acquire(path)
-    holder = os.getpid()
-    try:
-        # A forked worker shares the lock and would keep it alive after the holder's death.
-        os.register_at_fork(after_in_child=file.close)
-        file.truncate(0)
-        file.write(json.dumps({"host": platform.node(), "pid": holder, "started": _now()}) + "\n")
-        file.flush()
-        yield
-    finally:
-        if os.getpid() == holder:
-            path.unlink(missing_ok=True)  # while still locked, so that nobody else's file is removed
-            file.close()
-
-
-def _acquire(path: Path) -> TextIO:
-    while True:
-        try:
-            file = path.open("a+", encoding="utf-8")
-        except OSError as problem:
-            raise HookloopError(
-                f"{path}: cannot be written ({problem.strerror}); choose another run.dir"
-            ) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(file, path):
-                return file
-        except BlockingIOError:
-            message = _held(file, path)
-            file.close()
-            raise HookloopError(message) from None
-        except OSError as problem:
-            file.close()
-            raise HookloopError(
-                f"{path}: cannot be locked ({problem.strerror}); choose a run.dir on a file system with locks"
-            ) from None
-        file.close()  # its holder removed it between our opening and our locking
-
-
-def _is_still(file: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _held(file: TextIO, path: Path) -> str:
-    try:
-        file.seek(0)
-        holder = json.loads(file.read())
-        who = f"process {holder['pid']} on {holder['host']} since {holder['started']}"
-    except (ValueError, KeyError, TypeError):
-        who = "a process that has only just begun"
-    return f"{path}: another run writes here: {who}; wait for it, stop it, or choose another run.dir"
 
 
 def _now() -> str:

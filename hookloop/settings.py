@@ -8,17 +8,19 @@ from pathlib import Path  # noqa: TC003 - read when options are structured
 from attrs import Attribute, field, frozen
 from attrs.validators import ge, matches_re, optional
 
-_DURATION = r"(?=\d)(\d+d)?(\d+h)?(\d+m)?(\d+s)?"
+_DURATION = r"(?=[0-9])([0-9]{1,9}d)?([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?"
+_INT = "-?[0-9]{1,18}"
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
-def doc(text: str, *, learned: bool | None = None) -> dict[str, object]:
+def doc(text: str, *, learned: bool | None = None, example: str | None = None) -> dict[str, object]:
     """Describe an option, for ``hookloop plugins`` and the schema.
 
     :param learned: changing it changes what is learnt or in which order, so a resumed run refuses it.
         Options within an option are what it is, unless they say otherwise.
+    :param example: a value as it is written in a configuration, for whoever wrote another type.
     """
-    return {"help": text, "learned": learned}
+    return {"help": text, "learned": learned, "example": example}
 
 
 def _duration(_instance: object, _attribute: Attribute[str | None], value: str | None) -> None:
@@ -27,7 +29,7 @@ def _duration(_instance: object, _attribute: Attribute[str | None], value: str |
 
 
 def _interval(_instance: object, _attribute: Attribute[str], value: str) -> None:
-    if not re.fullmatch(r"[1-9]\d* (epochs?|batch(es)?)", value):
+    if not re.fullmatch(r"[1-9][0-9]{0,17} (epochs?|batch(es)?)", value):
         raise ValueError(
             f"expected an interval such as '1 epoch', '5 epochs' or '500 batches', found {value!r}"
         )
@@ -42,7 +44,7 @@ class RunConfig:
     seed: int = field(default=0, metadata=doc("all randomness is a function of it", learned=True))
     device: str = field(
         default="auto",
-        validator=matches_re(r"auto|cpu|mps|cuda(:\d+)?"),
+        validator=matches_re(r"auto|cpu|mps|cuda(:[0-9]{1,4})?"),
         metadata=doc("auto, cpu, mps, cuda or cuda:N; auto is the first GPU if there is one"),
     )
     segment_epochs: int | None = field(
@@ -54,7 +56,8 @@ class RunConfig:
         default="1 epoch",
         validator=_interval,
         metadata=doc(
-            "how often to validate and infer, such as '5 epochs' or '500 batches'; also after the last epoch"
+            "how often to validate and infer, such as '5 epochs' or '500 batches'; also after the last epoch",
+            example="'5 epochs'",
         ),
     )
     evaluate_before_training: bool = field(
@@ -63,10 +66,14 @@ class RunConfig:
     time_limit: str | None = field(
         default=None,
         validator=_duration,
-        metadata=doc("stop, resumable, with exit code 75, after e.g. 3h50m"),
+        metadata=doc("stop, resumable, with exit code 75, after e.g. 3h50m", example="3h50m"),
     )
     allow_changes: list[str] = field(
-        factory=list, metadata=doc("options that may differ from the checkpoint's, such as optimization.lr")
+        factory=list,
+        metadata=doc(
+            "options that may differ from the checkpoint's, such as optimization.lr",
+            example="[optimization.lr]",
+        ),
     )
 
     @property
@@ -101,7 +108,7 @@ class RunConfig:
 
 def epoch_slice(_instance: object, _attribute: Attribute[str], value: str) -> None:
     """Validate a slice of epochs written as text, such as ``::5``, ``-2:`` or ``1::2``."""
-    if not re.fullmatch(r"(-?\d+)?:(-?\d+)?(:(-?0*[1-9]\d*)?)?", value):
+    if not re.fullmatch(rf"({_INT})?:({_INT})?(:(?!-?0+$)({_INT})?)?", value):
         raise ValueError(f"expected a slice of epochs such as '::5' or '-2:', found {value!r}")
 
 

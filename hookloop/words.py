@@ -40,4 +40,4 @@ def value_in_words(value: object) -> str:
         return "options"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{type(value).__name__} {value!r:.60}"
+    return f"{value!r:.60}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import yaml
@@ -27,7 +28,7 @@ _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": 
 _INT = re.compile(r"[-+]?[0-9]+")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{(\w{1,256})(?::-([^}]{0,4096}))?\}")  # bounded, so that no text takes for ever
 
 
 @frozen
@@ -113,6 +114,8 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode) or not key:
                 found = {"sequence": "a list", "mapping": "options"}.get(key_node.id, "nothing")
                 self.problems.append(f"{where}: expected a name as key, found {found}")
+            elif not key.isprintable():
+                self.problems.append(f"{where}: expected a name as key, found {key!r:.60}")
             elif key in built:
                 self.problems.append(f"{where}: {dotted((*path, key))}: given twice; keep one")
             else:
@@ -135,7 +138,7 @@ class _Reader:
         if math.isinf(value := float(text)):
             self.problems.append(f"{where}: {text:.20}: too large a number")
             return value
-        return int(text) if _INT.fullmatch(text) else value
+        return int(Decimal(text)) if _INT.fullmatch(text) else value  # int() refuses many digits, zeros too
 
     def _expand(self, text: str, where: str) -> str:
         def value(match: re.Match[str]) -> str:
@@ -149,7 +152,10 @@ class _Reader:
                 )
             return found or ""
 
-        return _VARIABLE.sub(value, text)
+        expanded = _VARIABLE.sub(value, text)
+        if odd := yaml.reader.Reader.NON_PRINTABLE.search(expanded):  # by an escape or from a variable
+            self.problems.append(f"{where}: expected text, found the character {odd.group()!r}")
+        return expanded
 
 
 def dotted(path: Path) -> str:

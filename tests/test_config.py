@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
 from attrs import Attribute, define, field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, optional
 
 from hookloop.config import build, learned_options, options_of, resolved_fields
 from hookloop.errors import ConfigError
@@ -102,6 +103,25 @@ def test_an_unknown_option_is_named_with_line_and_suggestion() -> None:
     assert problems(text, EMA, "ema") == ["cfg.yaml:4: ema.deacy: unknown option; did you mean 'decay'?"]
 
 
+def test_an_option_with_an_example_shows_it_where_another_type_is_found_or_nothing() -> None:
+    """Not where what is within it is wrong, nor where its validator has its own words."""
+
+    @frozen
+    class Shown:
+        count: int | None = field(validator=optional(_even), metadata=doc("even", example="4"))
+        names: list[str] = field(factory=list, metadata=doc("names", example="[a, b]"))
+
+    assert problems("s: {count: x, names: a}", Shown) == [
+        "cfg.yaml:1: s.count: expected an integer such as 4, found 'x'",
+        "cfg.yaml:1: s.names: expected a list such as [a, b], found 'a'",
+    ]
+    assert problems("s: {names: [1]}", Shown) == [
+        "cfg.yaml:1: s.count: missing; expected an integer such as 4",
+        "cfg.yaml:1: s.names[0]: expected text, found 1",
+    ]
+    assert problems("s: {count: 3}", Shown) == ["cfg.yaml:1: s.count: expected an even number, found 3"]
+
+
 def test_an_unknown_option_like_no_other_gets_no_suggestion() -> None:
     """A far-fetched suggestion would mislead."""
     assert problems("s: {required: 1, qqq: 1}") == ["cfg.yaml:1: s.qqq: unknown option"]
@@ -117,38 +137,38 @@ def test_a_missing_option_is_named() -> None:
     ("text", "problem"),
     [
         ("required: true", "s.required: expected an integer, found true"),
-        ("required: 2.9", "s.required: expected an integer, found float 2.9"),
-        ("required: 1.0", "s.required: expected an integer, found float 1.0"),
-        ("required: '1'", "s.required: expected an integer, found str '1'"),
+        ("required: 2.9", "s.required: expected an integer, found 2.9"),
+        ("required: 1.0", "s.required: expected an integer, found 1.0"),
+        ("required: '1'", "s.required: expected an integer, found '1'"),
         ("required:", "s.required: expected an integer, found nothing"),
-        ("flag: no", "s.flag: expected true or false, found str 'no'"),
-        ("flag: 1", "s.flag: expected true or false, found int 1"),
+        ("flag: no", "s.flag: expected true or false, found 'no'"),
+        ("flag: 1", "s.flag: expected true or false, found 1"),
         ("number: true", "s.number: expected a number, found true"),
-        ("number: 1e-4x", "s.number: expected a number, found str '1e-4x'"),
-        ("text: 1", "s.text: expected text, found int 1"),
-        ("text: [a]", "s.text: expected text, found list ['a']"),
-        ("where: 1", "s.where: expected a path, found int 1"),
-        ("names: a", "s.names: expected a list, found str 'a'"),
+        ("number: 1e-4x", "s.number: expected a number, found '1e-4x'"),
+        ("text: 1", "s.text: expected text, found 1"),
+        ("text: [a]", "s.text: expected text, found ['a']"),
+        ("where: 1", "s.where: expected a path, found 1"),
+        ("names: a", "s.names: expected a list, found 'a'"),
         ("names: {a: b}", "s.names: expected a list, found options"),
-        ("names: [a, 1]", "s.names[1]: expected text, found int 1"),
-        ("many: [1, x]", "s.many[1]: expected an integer, found str 'x'"),
-        ("weights: [a]", "s.weights: expected names with values, found list ['a']"),
-        ("weights: {a: x}", "s.weights.a: expected a number, found str 'x'"),
+        ("names: [a, 1]", "s.names[1]: expected text, found 1"),
+        ("many: [1, x]", "s.many[1]: expected an integer, found 'x'"),
+        ("weights: [a]", "s.weights: expected names with values, found ['a']"),
+        ("weights: {a: x}", "s.weights.a: expected a number, found 'x'"),
         ("betas: [0.9]", "s.betas: expected 2 values, found 1"),
         ("betas: [0.9, 0.99, 0.999]", "s.betas: expected 2 values, found 3"),
-        ("betas: [0.9, x]", "s.betas[1]: expected a number, found str 'x'"),
-        ("kind: cosin", "s.kind: expected one of linear, cosine, found str 'cosin'; did you mean 'cosine'?"),
-        ("kind: 7", "s.kind: expected one of linear, cosine, found int 7"),
+        ("betas: [0.9, x]", "s.betas[1]: expected a number, found 'x'"),
+        ("kind: cosin", "s.kind: expected one of linear, cosine, found 'cosin'; did you mean 'cosine'?"),
+        ("kind: 7", "s.kind: expected one of linear, cosine, found 7"),
         ("level: true", "s.level: expected one of 1, 2, found true"),
-        ("limit: x", "s.limit: expected an integer, found str 'x'"),
-        ("size: big", "s.size: expected an integer or one of auto, found str 'big'"),
-        ("noise: 1", "s.noise: expected options (mean, steps), found int 1"),
-        ("noise: {mean: x}", "s.noise.mean: expected a number, found str 'x'"),
+        ("limit: x", "s.limit: expected an integer, found 'x'"),
+        ("size: big", "s.size: expected an integer or one of auto, found 'big'"),
+        ("noise: 1", "s.noise: expected options (mean, steps), found 1"),
+        ("noise: {mean: x}", "s.noise.mean: expected a number, found 'x'"),
         ("noise: {maen: 1}", "s.noise.maen: unknown option; did you mean 'mean'?"),
         ("noise: {steps: 3}", "s.noise.steps: expected an even number, found 3"),
         ("pair: {low: 5}", "s.pair: high: expected more than low, 5, found 1"),
-        ("parts: [{}, {mean: x}]", "s.parts[1].mean: expected a number, found str 'x'"),
-        ("maybe: {mean: x}", "s.maybe.mean: expected a number, found str 'x'"),
+        ("parts: [{}, {mean: x}]", "s.parts[1].mean: expected a number, found 'x'"),
+        ("maybe: {mean: x}", "s.maybe.mean: expected a number, found 'x'"),
         ("_hidden: 1", "s._hidden: unknown option; did you mean 'hidden'?"),
     ],
 )
@@ -160,7 +180,7 @@ def test_a_wrong_value_is_told_with_what_was_expected_and_found(text: str, probl
 
 def test_a_section_that_is_no_mapping_is_told_its_options() -> None:
     """A list where options belong."""
-    assert problems("s: [1]", Noise) == ["cfg.yaml:1: s: expected options (mean, steps), found list [1]"]
+    assert problems("s: [1]", Noise) == ["cfg.yaml:1: s: expected options (mean, steps), found [1]"]
 
 
 @pytest.mark.parametrize("name", ["steps", "total"])
@@ -177,11 +197,11 @@ def test_every_problem_of_a_section_is_told_at_once() -> None:
     assert problems(text) == [
         "cfg.yaml:2: s.nmae: unknown option; did you mean 'names'?",
         "cfg.yaml:1: s.required: missing; expected an integer",
-        "cfg.yaml:3: s.flag: expected true or false, found str 'no'",
-        "cfg.yaml:8: s.betas[0]: expected a number, found str 'a'",
-        "cfg.yaml:8: s.betas[1]: expected a number, found str 'b'",
+        "cfg.yaml:3: s.flag: expected true or false, found 'no'",
+        "cfg.yaml:8: s.betas[0]: expected a number, found 'a'",
+        "cfg.yaml:8: s.betas[1]: expected a number, found 'b'",
         "cfg.yaml:7: s.noise.extra: unknown option",
-        "cfg.yaml:5: s.noise.mean: expected a number, found str 'x'",
+        "cfg.yaml:5: s.noise.mean: expected a number, found 'x'",
         "cfg.yaml:6: s.noise.steps: expected an even number, found 1",
     ]
 
@@ -196,7 +216,7 @@ def test_every_problem_of_every_section_is_told_at_once() -> None:
         "cfg.yaml:1: run.dir: missing; expected a path",
         "cfg.yaml:1: run.max_epochs: 'max_epochs' must be >= 1: 0",
         "cfg.yaml:2: ema.decay: 'decay' must be < 1.0: 2.0",
-        "cfg.yaml:3: optimization.lr: expected a number, found str 'fast'",
+        "cfg.yaml:3: optimization.lr: expected a number, found 'fast'",
     ]
 
 
@@ -206,7 +226,7 @@ def test_a_mistake_on_the_command_line_points_there() -> None:
     with pytest.raises(ConfigError) as raised:
         build(Options, document, "s")
     assert raised.value.problems == [
-        "--set s.required: s.required: expected an integer, found str 'x'",
+        "--set s.required: s.required: expected an integer, found 'x'",
         "--set s.noise: s.noise.maen: unknown option; did you mean 'mean'?",
     ]
 
@@ -238,7 +258,7 @@ def test_inherited_options_are_those_of_the_base_class() -> None:
     """Their annotations are read where they were written."""
     plugin = build(Derived, read("s: {decay: 0.5, factor: 2}", "cfg.yaml"), "s")
     assert (plugin.decay, plugin.factor) == (0.5, 2.0)
-    assert problems("s: {decay: x}", Derived) == ["cfg.yaml:1: s.decay: expected a number, found str 'x'"]
+    assert problems("s: {decay: x}", Derived) == ["cfg.yaml:1: s.decay: expected a number, found 'x'"]
 
 
 def test_state_of_a_type_that_is_only_imported_for_checking_is_left_alone() -> None:
@@ -263,7 +283,8 @@ def test_options_survive_being_written_and_built_again() -> None:
 def test_an_option_under_another_name_is_written_under_that_name() -> None:
     """``EMA.validate_with`` is ``validate`` in a configuration."""
     ema = build(EMA, read("s: {validate: false}", "cfg.yaml"), "s")
-    assert options_of(ema) == {"decay": 0.9999, "faster_decay_at_start": True, "validate": False}
+    assert options_of(ema)["validate"] is False
+    assert "validate_with" not in options_of(ema)
 
 
 def test_what_is_no_attrs_class_has_no_options() -> None:
@@ -316,13 +337,13 @@ def test_a_chosen_part_survives_being_written_and_built_again() -> None:
     ("backbone", "problem"),
     [
         ("{name: unet, chanels: 3}", "s.backbone.chanels: unknown option; did you mean 'channels'?"),
-        ("{name: unett}", "s.backbone.name: expected one of unet, found str 'unett'; did you mean 'unet'?"),
+        ("{name: unett}", "s.backbone.name: expected one of unet, found 'unett'; did you mean 'unet'?"),
         (
             "{name: [unet]}",
-            "s.backbone.name: expected one of unet, found list ['unet']; did you mean 'unet'?",
+            "s.backbone.name: expected one of unet, found ['unet']; did you mean 'unet'?",
         ),
         ("{channels: 3}", "s.backbone: expected a name (unet) and its options, found options"),
-        ("unet", "s.backbone: expected a name (unet) and its options, found str 'unet'"),
+        ("unet", "s.backbone: expected a name (unet) and its options, found 'unet'"),
         ("{name: unet, channels: 3}", "s.backbone.channels: 'channels' must be >= 4: 3"),
     ],
 )
@@ -355,9 +376,16 @@ def test_what_an_object_says_when_it_is_made_has_the_place_of_its_section() -> N
             "time_limit: 1:30:00",
             "run.time_limit: expected a duration such as 3h50m, 45m or 90s, found '1:30:00'",
         ),
-        ("time_limit: 90", "run.time_limit: expected text, found int 90"),
+        ("time_limit: 90", "run.time_limit: expected text such as 3h50m, found 90"),
+        ("validate_every: 4", "run.validate_every: expected text such as '5 epochs', found 4"),
+        ("validate_every:", "run.validate_every: expected text such as '5 epochs', found nothing"),
+        (
+            "allow_changes: optimization.lr",
+            "run.allow_changes: expected a list such as [optimization.lr], found 'optimization.lr'",
+        ),
+        ("allow_changes: [1]", "run.allow_changes[0]: expected text, found 1"),
         ("segment_epochs: 0", "run.segment_epochs: 'segment_epochs' must be >= 1: 0"),
-        ("max_epochs: 1e3", "run.max_epochs: expected an integer, found float 1000.0"),
+        ("max_epochs: 1e3", "run.max_epochs: expected an integer, found 1000.0"),
     ],
 )
 def test_the_run_section_is_checked(options: str, problem: str) -> None:
@@ -437,6 +465,36 @@ def test_a_validator_of_attrs_is_told_with_its_place() -> None:
     assert problems("s: {count: 0}", Counted) == ["cfg.yaml:1: s.count: 'count' must be >= 1: 0"]
 
 
+def _refuse(_instance: object, _attribute: Attribute[str], value: str) -> None:
+    raise ValueError(f"found {value}")
+
+
+@frozen
+class Choosy:
+    """An option that nothing suits."""
+
+    text: str = field(default="", validator=_refuse)
+
+
+def test_a_problem_is_one_line_whatever_is_quoted_in_it() -> None:
+    """So that the lines are as many as the problems."""
+    assert problems('s: {text: "a\\n  b"}', Choosy) == ["cfg.yaml:1: s.text: found a b"]
+
+
+@frozen
+class Inverse:
+    """An option that its validator cannot always count with."""
+
+    width: float = field(default=1.0, validator=lambda _instance, _attribute, value: value**-2)
+
+
+@pytest.mark.parametrize("width", ["0.0", "1e-300"])
+def test_a_number_that_a_validator_cannot_count_with_is_told_with_its_place(width: str) -> None:
+    """Too small, too large: in Python's words."""
+    (problem,) = problems(f"s: {{width: {width}}}", Inverse)
+    assert re.fullmatch(r"cfg.yaml:1: s.width: .*(negative power|out of range).*", problem)
+
+
 @frozen
 class Deep:
     """Containers of containers."""
@@ -448,6 +506,6 @@ class Deep:
 def test_containers_of_containers_are_checked_all_the_way_down() -> None:
     """Each with the path of what is wrong."""
     assert problems("s: {pairs: [[a, 1], [b, x]], nested: {a: {b: x}}}", Deep) == [
-        "cfg.yaml:1: s.pairs[1][1]: expected an integer, found str 'x'",
-        "cfg.yaml:1: s.nested.a.b: expected an integer, found str 'x'",
+        "cfg.yaml:1: s.pairs[1][1]: expected an integer, found 'x'",
+        "cfg.yaml:1: s.nested.a.b: expected an integer, found 'x'",
     ]

@@ -1,12 +1,10 @@
-"""What was run is written down, and one directory has one run."""
+"""What was run is written down."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ import yaml
 
 from hookloop import yamlfile
 from hookloop.errors import HookloopError
-from hookloop.records import lock, mask_command, masked, write_config, write_environment
+from hookloop.records import mask_command, masked, write_config, write_environment
 
 
 @pytest.mark.parametrize(
@@ -174,130 +172,6 @@ def test_the_revision_of_the_working_directory_is_told(
 def test_secrets_on_the_command_line_are_masked(given: list[str], shown: list[str]) -> None:
     """However they are given, and nothing else is changed."""
     assert mask_command(given) == shown
-
-
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from hookloop.records import lock
-with lock(Path(sys.argv[1])):
-    if sys.argv[2] == "fork" and os.fork() == 0:
-        print(os.getpid(), flush=True)
-        time.sleep(60)
-        os._exit(0)
-    if sys.argv[2] == "hold":
-        print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def holder(directory: Path, how: str = "hold") -> tuple[subprocess.Popen[str], str]:
-    """Start a process that holds the lock until its input ends; also what it says."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(directory), how], stdin=-1, stdout=-1, stderr=-1, text=True
-    )
-    assert process.stdout is not None
-    return process, process.stdout.readline().strip()
-
-
-def test_a_second_run_is_told_who_holds_the_lock(tmp_path: Path) -> None:
-    """Host, process and start of the holder, and what to do; released, it can be had."""
-    process, _ = holder(tmp_path)
-    start = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
-    who = rf"run\.lock: .*process {process.pid} on {re.escape(platform.node())} since {start}.*; wait for it"
-    with pytest.raises(HookloopError, match=who), lock(tmp_path):
-        pass
-    process.communicate()
-    assert process.returncode == 0
-    with lock(tmp_path):
-        pass
-
-
-def test_the_file_names_the_holder_and_goes_with_it(tmp_path: Path) -> None:
-    """While held it is JSON; afterwards it is gone, also after an error."""
-    with lock(tmp_path):
-        content = json.loads((tmp_path / "run.lock").read_text())
-        assert (content["pid"], content["host"]) == (os.getpid(), platform.node())
-    assert not (tmp_path / "run.lock").exists()
-    with pytest.raises(ZeroDivisionError), lock(tmp_path):
-        1 / 0  # noqa: B018
-    assert not (tmp_path / "run.lock").exists()
-
-
-def test_one_process_cannot_hold_it_twice(tmp_path: Path) -> None:
-    """The second one of the same process is refused too, and breaks nothing."""
-    with lock(tmp_path):
-        with pytest.raises(HookloopError, match=str(os.getpid())), lock(tmp_path):
-            pass
-        with pytest.raises(HookloopError), lock(tmp_path):
-            pass
-
-
-def test_the_lock_of_a_killed_holder_is_taken_over(tmp_path: Path) -> None:
-    """Its file is still there, with nothing behind it."""
-    process, _ = holder(tmp_path)
-    process.kill()
-    process.communicate()
-    assert (tmp_path / "run.lock").exists()
-    with lock(tmp_path):
-        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
-
-
-def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_holder(tmp_path: Path) -> None:
-    """A worker that outlives the run must not block the next one."""
-    process, worker = holder(tmp_path, "fork")
-    process.kill()
-    process.wait()
-    try:
-        os.kill(int(worker), 0)  # it lives
-        with lock(tmp_path):
-            pass
-    finally:
-        os.kill(int(worker), signal.SIGKILL)
-        process.communicate()
-
-
-def test_a_holder_that_has_not_written_yet_is_still_a_holder(tmp_path: Path) -> None:
-    """Between locking and writing there is nothing to name."""
-    with lock(tmp_path):
-        os.truncate(tmp_path / "run.lock", 0)
-        with pytest.raises(HookloopError, match="only just begun"), lock(tmp_path):
-            pass
-
-
-def test_only_one_of_many_has_it_at_a_time(tmp_path: Path) -> None:
-    """Processes that take and drop it as fast as they can never hold it together."""
-    script = """
-import os, sys, time
-from pathlib import Path
-from hookloop.errors import HookloopError
-from hookloop.records import lock
-end, got = time.monotonic() + 1.0, 0
-while time.monotonic() < end:
-    try:
-        with lock(Path(sys.argv[1])):
-            fd = os.open(sys.argv[1] + "/inside", os.O_CREAT | os.O_EXCL)
-            os.close(fd)
-            os.unlink(sys.argv[1] + "/inside")
-            got += 1
-    except HookloopError:
-        pass
-print(got)
-"""
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=-1, stderr=-1, text=True)
-        for _ in range(3)
-    ]
-    for process in processes:
-        out, err = process.communicate()
-        assert err == ""
-        assert int(out) > 0
-
-
-def test_a_directory_that_cannot_be_written_is_the_users_to_know(tmp_path: Path) -> None:
-    """One line names the file."""
-    with pytest.raises(HookloopError, match=r"run\.lock: cannot be written"), lock(tmp_path / "missing"):
-        pass
 
 
 def test_reading_this_module_needs_no_torch() -> None:

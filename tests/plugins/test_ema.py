@@ -602,7 +602,7 @@ def test_two_averages_go_on_exactly_after_a_stop(tmp_path: Path, step: int) -> N
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("options", [{}, {"sigma_rel": 0.1}])
 def test_the_gpu_is_not_waited_for(tmp_path: Path, options: dict[str, float]) -> None:
-    """An update is one foreach operation, dozens of tensors to a kernel; neither it nor lending waits for the device."""
+    """An update is one foreach operation, dozens of tensors a kernel; nothing waits for the device."""
     n = 200
     task = TinyTask(model=nn.ParameterList([nn.Parameter(torch.zeros(3, device="cuda")) for _ in range(n)]))
     prepared(tmp_path, ema := EMA(**options), task=task)  # type: ignore[arg-type]
