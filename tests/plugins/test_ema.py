@@ -600,6 +600,7 @@ def test_two_averages_go_on_exactly_after_a_stop(tmp_path: Path, step: int) -> N
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:.*ynchronization debug mode")
 @pytest.mark.parametrize("options", [{}, {"sigma_rel": 0.1}])
 def test_the_gpu_is_not_waited_for(tmp_path: Path, options: dict[str, float]) -> None:
     """An update is one foreach operation, dozens of tensors a kernel; nothing waits for the device."""
