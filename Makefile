@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= demo
 
-.PHONY: demo test check docs format benchmark clean
+.PHONY: demo test check docs format benchmark faults clean
 
 demo: .venv/installed
 	test -e $(DEMO)/cfg.yaml || $(BIN)/hookloop init downscaling $(DEMO)
@@ -31,6 +31,9 @@ format: .venv/developing
 
 benchmark: .venv/developing
 	$(BIN)/python benchmarks/overhead.py
+
+faults: .venv/developing
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults $(FAULTS)
 
 .venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hookloop needs Python 3.11 or later: make PYTHON=python3.12 ...")'

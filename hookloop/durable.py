@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
@@ -47,19 +48,26 @@ def _keep_as(path: Path, name: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames in *directory* durable, where the file system can."""
+    """Make renames in *directory* durable, where its file system knows of such a thing.
+
+    :raises OSError: where that fails: what was renamed may then be gone after a power cut.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
 
 def make_directory(directory: Path) -> None:
-    """Make *directory*, and those above it, so that what is saved in it later is not lost with them."""
-    if directory.is_dir():
-        return
-    make_directory(directory.parent)
-    directory.mkdir(exist_ok=True)
-    sync_directory(directory.parent)
+    """Make *directory*, and those above it, so that what is saved in it later is not lost with them.
+
+    Those that are there already are made durable too, since whoever made them may have been killed before.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for above in directory.absolute().parents:
+        with suppress(PermissionError):  # somebody else's, and not ours to make durable
+            sync_directory(above)

@@ -154,7 +154,10 @@ def lock(
             with suppress(OSError):  # a record left behind names a process that is dead
                 if newcomer.read() == record:
                     newcomer.path.unlink()  # while still locked, so that nobody else's file is removed
-            file.close()
+            with suppress(
+                OSError
+            ):  # network file systems tell of earlier troubles here; the lock is given back
+                file.close()
 
 
 @frozen
@@ -177,7 +180,7 @@ class _Newcomer:
 
         :raises HookloopError: where somebody else has it.
         """
-        patience = time.monotonic() + self.watch
+        patience = time.monotonic() + self.beat / 5
         while True:
             with ExitStack() as stack:
                 file, made = self._open()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,17 +24,38 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_every_new_directory_is_synced_in_the_one_above_it(tmp_path: Path, synced: list[str]) -> None:
-    """A checkpoint is not lost with the directory that it lies in."""
-    durable.make_directory(tmp_path / "runs" / "uk" / "checkpoints")
-    assert (tmp_path / "runs" / "uk" / "checkpoints").is_dir()
-    assert synced == [tmp_path.name, "runs", "uk"]
+@pytest.mark.parametrize("there", [False, True])
+def test_every_directory_is_synced_in_the_one_above_it(
+    tmp_path: Path,
+    synced: list[str],
+    there: bool,  # noqa: FBT001
+) -> None:
+    """A checkpoint is not lost with the directory that it lies in, whoever has made it, up to the root."""
+    directory = tmp_path / "runs" / "uk" / "checkpoints"
+    if there:
+        directory.mkdir(parents=True)
+    durable.make_directory(directory)
+    assert directory.is_dir()
+    assert synced == ["uk", "runs", *(above.name for above in (tmp_path, *tmp_path.parents))]
 
 
-def test_a_directory_that_is_there_is_left_alone(tmp_path: Path, synced: list[str]) -> None:
-    """Nothing to make, nothing to sync."""
-    durable.make_directory(tmp_path)
-    assert synced == []
+@pytest.mark.parametrize(("number", "raised"), [(errno.EIO, True), (errno.EINVAL, False)])
+def test_a_directory_that_cannot_be_synced(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    raised: bool,  # noqa: FBT001
+) -> None:
+    """An error is one, also of a file that is there by then; a file system without such a thing is none."""
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output") if raised else nullcontext():
+        durable.write_whole(tmp_path / "x", lambda file: file.flush())
+    assert (tmp_path / "x").exists()
 
 
 def test_where_a_file_stands_there_is_no_directory(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 from attrs import Attribute, define, field
 from attrs.validators import ge, in_, optional
 
+from hookloop.durable import write_whole
 from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.settings import doc, epoch_slice, epochs_in
@@ -198,7 +200,7 @@ def _draw(run: Run, paired: Paired, i: int, case: int) -> None:
         path = run.dir / "figures" / f"{stem}_{case:04d}.png"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, bbox_inches="tight")
+            write_whole(path, partial(figure.savefig, format="png", bbox_inches="tight"))
         except OSError as error:  # a full disk costs a picture, not the run
             run.events.warning("figure.unwritten", path=str(path), error=str(error))
         run.log({f"inference/figure/{name}/{case}": figure})

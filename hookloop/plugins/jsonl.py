@@ -88,14 +88,14 @@ class Jsonl:
                 run.events.warning("metrics.set_aside", path=str(aside), reason="nothing was resumed")
             _mend(path)
             self._recorded = _keys_by_step(path)
-            file = run.cleanup.enter_context(FileIO(path, "a"))
+            file = FileIO(path, "a")
             sync_directory(path.parent)
         except OSError as problem:
             raise HookloopError(
                 f"{path}: cannot be written: {problem.strerror}; choose another run.dir"
             ) from problem
         self._waiting = [line for line in self._waiting if self._is_new(line)]
-        run.cleanup.callback(self._end)
+        run.cleanup.callback(self._end, run)
         return file
 
     def _is_new(self, line: bytes) -> bool:
@@ -107,8 +107,13 @@ class Jsonl:
             recorded |= keys
         return missing
 
-    def _end(self) -> None:
-        self._file, self._ended = None, True
+    def _end(self, run: Run) -> None:
+        file, self._file, self._ended = self._file, None, True
+        try:
+            if file is not None:
+                file.close()
+        except OSError as problem:  # network file systems tell of earlier troubles here
+            run.events.warning("metrics.unwritten", reason=str(problem), hint="the last lines may be missing")
 
     @hookimpl
     def log(self, run: Run, metrics: Mapping[str, float | Figure]) -> None:
