@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import attrs
@@ -158,17 +159,24 @@ class Loaded:
 
         generator = torch.Generator().manual_seed(self.run.seed(f"order/{order}", epoch))
         shuffled = torch.randperm(self.n_samples, generator=generator).view(-1, self.batch_size).tolist()
-        yield from DataLoader(
+        loader = DataLoader(
             Samples(self.run.seed(self.name)),  # type: ignore[arg-type]
             batch_sampler=shuffled[start:stop],
             num_workers=1,
-            worker_init_fn=_leave_signals_to_the_run if self.shielded else None,
         )
+        with _signals_left_to_the_run() if self.shielded else nullcontext():
+            batches = iter(loader)
+        yield from batches
 
 
-def _leave_signals_to_the_run(_: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+@contextmanager
+def _signals_left_to_the_run() -> Iterator[None]:
+    """Processes made meanwhile never hear of what asks the whole group to end; a worker's own start is too late."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @define(eq=False)
