@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
@@ -71,3 +72,12 @@ def make_directory(directory: Path) -> None:
     for above in directory.absolute().parents:
         with suppress(PermissionError):  # somebody else's, and not ours to make durable
             sync_directory(above)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file to a name beside it that is not taken, such as ``metrics.1.jsonl``, and give that."""
+    aside = next(
+        name for n in count(1) if not (name := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists()
+    )
+    path.rename(aside)
+    return aside

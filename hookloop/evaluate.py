@@ -8,6 +8,7 @@ from attrs import define, evolve
 
 from hookloop import core, warm_start
 from hookloop.config import options_of
+from hookloop.durable import set_aside
 from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.manager import plugin_of
@@ -102,7 +103,8 @@ class _Loading:
         replaced = warm_start.replaced_buffers(task.model, weights)
         load_weights(task.model, self.path, weights)
         _freeze_as_trained(task.model, self.state)
-        (run.dir / "metrics.jsonl").unlink(missing_ok=True)  # an earlier evaluation's: it has the same step
+        if (run.dir / "metrics.jsonl").exists():  # an earlier evaluation's, which has the same step
+            set_aside(run.dir / "metrics.jsonl")
         told = {"buffers": ", ".join(replaced)} if replaced else {}
         run.events.info("weights.loaded", path=str(self.path), **_progress(self.state), **told)
 

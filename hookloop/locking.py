@@ -180,14 +180,15 @@ class _Newcomer:
 
         :raises HookloopError: where somebody else has it.
         """
-        patience = time.monotonic() + self.beat / 5
+        began = time.monotonic()
         while True:
             with ExitStack() as stack:
                 file, made = self._open()
                 stack.callback(file.close)
-                if not made and not _contents(file) and time.monotonic() < patience:
+                waited = time.monotonic() - began
+                if not made and not _contents(file) and waited < self.beat / 5:
                     time.sleep(self.pause)  # whoever made it is about to write who it is
-                elif record := self._take(file, made=made):
+                elif record := self._take(file, made=made, waited=waited):
                     stack.pop_all()
                     return file, record
 
@@ -204,15 +205,18 @@ class _Newcomer:
         except OSError as problem:
             raise self._unusable("written", problem) from None
 
-    def _take(self, file: FileIO, *, made: bool) -> bytes | None:
-        """Write our record where nobody alive has the lock; ``None`` where the file changed meanwhile."""
+    def _take(self, file: FileIO, *, made: bool, waited: float) -> bytes | None:
+        """Write our record where nobody alive has the lock; ``None`` where it is to be tried again."""
         flocked = self._flock(file)
         if not self._is_still(file):
             return None
         there = _contents(file)
+        if not (there or made or flocked) and waited < self.watch:  # only time tells that its maker is dead
+            time.sleep(self.pause)
+            return None
         before, ours = Holder.written(there), Holder.this(self.host, flocked=flocked)
         here = before if before and (before.host, before.system) == (ours.host, ours.system) else None
-        sure = (made and not there) or (here is not None and here.flocked and flocked)
+        sure = flocked and ((made and not there) or (here is not None and here.flocked))
         if not sure:
             if here and here.lives():
                 raise self._held(there)

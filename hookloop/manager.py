@@ -114,6 +114,8 @@ def _fault(name: str, available: Collection[str]) -> str | None:
     if plugin_of(name) not in available:
         return f"not installed{_near(name, available)}; there are {', '.join(sorted(available))}"
     _, at, label = name.partition("@")
+    if at and plugin_of(name) in ALWAYS:
+        return f"there is one {plugin_of(name)} in a run, and it is on already; expected no label"
     if at and not re.fullmatch(_LABEL, label):
         return f"expected {plugin_of(name)}@LABEL with 1 to 40 letters, digits, '-' or '_', found {label!r}"
     return None

@@ -97,7 +97,7 @@ class Optimization:
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         for group, configured in zip(self.optimizer.param_groups, options, strict=True):
             group.update(configured)  # torch has just put the saved ones there
-        self.scale = float(state["scale"])  # type: ignore[arg-type]
+        self.scale = float(state.get("scale", 1.0))  # type: ignore[arg-type]
         self.pending = int(state["pending"])  # type: ignore[call-overload]
         self.optimizer.zero_grad(set_to_none=True)  # what waits here is not part of that state
         for p, gradient in zip(self.parameters, state.get("gradients", ()), strict=False):  # type: ignore[call-overload]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 from hookloop.config import learned_options
 from hookloop.errors import HookloopError
 from hookloop.records import masked
+from hookloop.words import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +59,22 @@ class Learning(Protocol):
         """Those values, by what to call them."""
 
 
+def averaging(run: Run) -> dict[str, Averaging]:
+    """The plugins that average the weights, by name."""
+    return {name: plugin for name, plugin in run.plugins.items() if isinstance(plugin, Averaging)}
+
+
+def expect_format(path: Path, state: Mapping[str, object]) -> None:
+    """Expect the state read from *path* to be laid out as ours.
+
+    :raises HookloopError: where it is not.
+    """
+    if state.get("format") != FORMAT:
+        raise HookloopError(
+            f"{path}: format {state.get('format')}, expected {FORMAT}; use the hookloop that wrote it"
+        )
+
+
 def learned(run: Run) -> dict[str, object]:
     """What a resumed run may not change, by dotted name; secrets masked."""
     found: dict[str, object] = {}
@@ -96,15 +113,13 @@ def restore(run: Run, path: Path, state: Mapping[str, object]) -> None:
 
     :raises HookloopError: where it is another format's, another model's, or made with other options.
     """
-    if state.get("format") != FORMAT:
-        raise HookloopError(
-            f"{path}: format {state.get('format')}, expected {FORMAT}; use the hookloop that wrote it"
-        )
+    expect_format(path, state)
     if "optimization" not in state:
         raise HookloopError(f"{path}: holds weights only, expected the whole state of a run; move it away")
     _refuse_changes(run, path, cast("Mapping[str, object]", state["learned"]))
     load_weights(run.task.model, path, cast("Mapping[str, Tensor]", state["model"]))
-    _expect_trained(path, cast("Sequence[str]", state["trained"]), run.optimization.trained)
+    trained = run.optimization.trained
+    _expect_trained(path, cast("Sequence[str]", state.get("trained", trained)), trained)
     run.optimization.load_state_dict(cast("Mapping[str, object]", state["optimization"]))
     states = cast("Mapping[str, Mapping[str, object]]", state["plugins"])
     for name, plugin in run.plugins.items():
@@ -119,7 +134,7 @@ def restore(run: Run, path: Path, state: Mapping[str, object]) -> None:
         )
     for name, value in cast("Mapping[str, int]", state["progress"]).items():
         setattr(run.progress, name, value)
-    run.progress.evaluated = cast("int", state["evaluated"])
+    run.progress.evaluated = cast("int", state.get("evaluated", 0))
 
 
 def _expect_trained(path: Path, there: Sequence[str], here: Sequence[str]) -> None:
@@ -134,6 +149,12 @@ def _expect_trained(path: Path, there: Sequence[str], here: Sequence[str]) -> No
 
 def _refuse_changes(run: Run, path: Path, before: Mapping[str, object]) -> None:
     now = learned(run)
+    for key in run.config.allow_changes:
+        if key not in before and key not in now:
+            raise HookloopError(
+                f"run.allow_changes: {key}: no option that a resumed run may not change"
+                f"{suggestion(key, before.keys() | now.keys())}"
+            )
     there, here = ({key.split(".")[0] for key in options} for options in (before, now))
     changed = [
         f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)"

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from attrs import Attribute, define, field, frozen
-from attrs.validators import deep_iterable, ge, gt, le, lt, min_len, optional
+from attrs.validators import and_, deep_iterable, ge, gt, le, lt, min_len, optional
 
 from hookloop.settings import doc
 
@@ -223,7 +223,9 @@ class StepLR(Schedule):
 
     chosen_as = "StepLR"
     step_size: int = field(validator=gt(0), metadata=doc("how long each rate lasts"))
-    gamma: float = field(default=0.1, validator=gt(0.0), metadata=doc("what it is multiplied by"))
+    gamma: float = field(
+        default=0.1, validator=and_(gt(0.0), le(1.0)), metadata=doc("what it is multiplied by")
+    )
 
     def shape(self, position: int, length: int, top: float) -> float:  # noqa: ARG002
         """See :func:`stairs`."""
@@ -236,7 +238,9 @@ class MultiStepLR(Schedule):
 
     chosen_as = "MultiStepLR"
     milestones: list[int] = field(factory=list, metadata=doc("where it is multiplied by gamma"))
-    gamma: float = field(default=0.1, validator=gt(0.0), metadata=doc("what it is multiplied by"))
+    gamma: float = field(
+        default=0.1, validator=and_(gt(0.0), le(1.0)), metadata=doc("what it is multiplied by")
+    )
 
     def shape(self, position: int, length: int, top: float) -> float:  # noqa: ARG002
         """See :func:`steps`."""

@@ -34,6 +34,7 @@ class Snapshots:
     """The GPUs that something was copied from last."""
     _moves: list[Callable[[Sequence[Tensor]], None]] = field(factory=list, init=False)
 
+    @torch.no_grad()  # a plugin's state may hold parameters
     def take(self, state: Mapping[str, object]) -> tuple[dict[str, object], Callable[[], None]]:
         """Copy *state*, whose containers are plain; the snapshot before is overwritten.
 
@@ -94,7 +95,7 @@ class _Direct:
     def __call__(self, tensors: Sequence[Tensor]) -> None:
         """Queue the copies."""
         chosen = [tensors[number] for number in self.numbers]
-        torch._foreach_copy_(list(self.places), chosen, non_blocking=True)
+        torch._foreach_copy_(list(self.places), chosen, non_blocking=chosen[0].is_cuda)
 
 
 @frozen(eq=False)
@@ -202,11 +203,20 @@ def _replaced(state: object, copies: Iterator[Tensor]) -> object:
     if isinstance(state, Tensor):
         return next(copies)
     if isinstance(state, dict):
-        kind = OrderedDict if isinstance(state, OrderedDict) else dict
-        return kind((key, _replaced(value, copies)) for key, value in state.items())
+        items = {key: _replaced(value, copies) for key, value in state.items()}
+        return _ordered(state, items) if isinstance(state, OrderedDict) else items
     if isinstance(state, list | tuple | set):
         return type(state)(_replaced(part, copies) for part in state)
     return state
+
+
+def _ordered(
+    state: OrderedDict[object, object], items: Mapping[object, object]
+) -> OrderedDict[object, object]:
+    """Copy what a module's state dict holds beside its items too: the versions by which old ones are upgraded."""
+    copy = OrderedDict(items)
+    copy.__dict__.update(state.__dict__)
+    return copy
 
 
 def _completion(devices: Iterable[torch.device]) -> Callable[[], None]:

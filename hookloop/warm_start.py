@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, cast
 
 from hookloop.errors import HookloopError
-from hookloop.resume import FORMAT
+from hookloop.resume import expect_format
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -42,10 +42,7 @@ def read(path: Path) -> dict[str, object]:
         raise HookloopError(f"{path}: cannot be read: {error.strerror}; expected a checkpoint") from error
     if missing := [key for key in ("format", "progress", "model") if key not in state]:
         raise HookloopError(f"{path}: no checkpoint of a run: it lacks {', '.join(missing)}")
-    if state["format"] != FORMAT:
-        raise HookloopError(
-            f"{path}: format {state['format']}, expected {FORMAT}; use the hookloop that wrote it"
-        )
+    expect_format(path, state)
     return state
 
 
@@ -125,7 +122,9 @@ def load_some(model: nn.Module, weights: Mapping[str, Tensor], names: Sequence[s
             f"{where}: weights that do not fit: {problems}{more}; "
             f"to leave them as they are, add wildcards such as {next(iter(odd))} to finetune.weights.exclude"
         )
-    model.load_state_dict({**own, **{name: weights[name] for name in names}})
+    own.update({name: weights[name] for name in names})
+    vars(own)["_metadata"] = getattr(weights, "_metadata", None)  # the versions of modules
+    model.load_state_dict(own)
 
 
 def replaced_buffers(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:

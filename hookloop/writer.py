@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, cast
 
 from attrs import define, evolve, field, frozen
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-Outcome = dict[str, OSError]
+Outcome = dict[str, Exception]
 """What could not be written, by file name."""
 
 
@@ -77,7 +78,10 @@ class Background:
         return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def write(self, group: Files) -> Future[Outcome]:
-        """Copy now, write later."""
+        """Copy now, write later.
+
+        :raises RuntimeError: where there is no memory for the copy; :class:`MemoryError` likewise.
+        """
         copy, ready = self._snapshots.take(group.states)
         group.check()
         copied = evolve(group, states=cast("Mapping[str, Mapping[str, object]]", copy))
@@ -94,7 +98,8 @@ class Background:
         """Get the memory for the copy."""
 
         def reserve() -> Outcome:
-            self._snapshots.reserve(group.states)
+            with suppress(RuntimeError, MemoryError):  # told where the copy is needed
+                self._snapshots.reserve(group.states)
             return {}
 
         return self._thread.submit(reserve)
@@ -113,6 +118,6 @@ def _write(group: Files) -> Outcome:
             continue
         try:
             files.save(state, group.directory / name, group.directory / PREVIOUS if name == LATEST else None)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and costs this file only
             failed[name] = error
     return failed

@@ -99,6 +99,14 @@ def test_a_label_that_cannot_be_written_everywhere_is_refused(label: str) -> Non
     ]
 
 
+@pytest.mark.parametrize("name", ALWAYS)
+def test_what_is_on_already_is_there_once(name: str) -> None:
+    """A second checkpoint would write over the first one's files."""
+    assert problems([f"{name}@b"]) == [
+        f"--plugins: {name}@b: there is one {name} in a run, and it is on already; expected no label"
+    ]
+
+
 def test_one_plugin_runs_under_several_names() -> None:
     """Each keeps its place, with or without the plain name; what is always on is there as ever."""
     listing = ["ema@slow", "wandb", "ema", "ema@" + "x" * 40, "ema@A-b_9"]

@@ -53,6 +53,20 @@ def test_containers_keep_their_kind() -> None:
     assert type(copy["ordered"]) is OrderedDict
 
 
+def test_versions_of_modules_are_kept(tmp_path: Path) -> None:
+    """A module upgrades weights of an older version; without the version it would upgrade them again and again."""
+    state = torch.nn.BatchNorm1d(3).state_dict()
+    assert state._metadata[""]["version"] == 2  # type: ignore[attr-defined]
+    files.save(copy_of({"model": state}), path := tmp_path / "x.ckpt")
+    assert files.load(path)["model"]._metadata == state._metadata  # type: ignore[attr-defined]
+
+
+def test_parameters_become_plain_numbers() -> None:
+    """A copy remembers nothing of how a plugin's parameter came about."""
+    found = tensor(copy_of({"x": torch.nn.Parameter(torch.ones(2))}), "x")
+    assert not found.requires_grad
+
+
 def test_one_tensor_under_two_names_is_copied_once() -> None:
     """Averages that stand in two files of one moment take memory once."""
     shared = torch.arange(3.0)

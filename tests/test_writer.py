@@ -16,6 +16,7 @@ from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.plugins.checkpoint import Checkpoint
 from hookloop.plugins.ema import EMA
+from hookloop.snapshot import Snapshots
 from hookloop.testing import TinyData, TinyTask, events_of, fake_run
 from hookloop.writer import AtOnce, Background, Files, Writer
 
@@ -158,17 +159,37 @@ def test_an_error_is_told_at_the_next_batch_once(tmp_path: Path, monkeypatch: py
     assert [e["step"] for e in told(run, "checkpoint.saved")] == [4, 6, 6]
 
 
-def test_a_failure_that_is_no_error_of_the_disk_ends_the_run(
+def test_a_failure_of_any_kind_is_told_and_ends_nothing_but_the_last_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bug in the writer is not swallowed with its thread."""
+    """A bug in the writer is not swallowed with its thread, and does not end days of training before they are done."""
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("on purpose")
 
     monkeypatch.setattr(files, "save", broken)
-    with pytest.raises(ZeroDivisionError, match="on purpose"):
-        train(fake_run(tmp_path, Checkpoint(every_n_batches=1), task=tiny(5)))
+    run = fake_run(tmp_path, Checkpoint(every_n_batches=2), task=tiny(5))
+    with pytest.raises(HookloopError, match="step 5 could not be saved"):
+        train(run)
+    assert run.progress.step == 5
+    assert {entry["reason"] for entry in told(run, "checkpoint.failed")} == {
+        "ZeroDivisionError('on purpose')"
+    }
+
+
+def test_without_memory_for_a_copy_training_waits_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told once, and every file is written."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(Snapshots, "take", full)
+    run = fake_run(tmp_path, Checkpoint(every_n_batches=2), task=tiny(5))
+    train(run)
+    assert [entry["reason"] for entry in told(run, "checkpoint.synchronous")] == ["not enough memory"]
+    assert [entry["step"] for entry in told(run, "checkpoint.saved")] == [2, 4, 5, 5]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

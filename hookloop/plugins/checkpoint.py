@@ -15,8 +15,10 @@ from hookloop import resume
 from hookloop.durable import make_directory
 from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
+from hookloop.metrics import is_not_due, names_in
 from hookloop.records import masked
 from hookloop.settings import doc, epoch_slice, epochs_in
+from hookloop.words import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
 State = dict[str, object]
 
 
+_OWN_NAMES = r"latest|previous|damaged|(.*_)?epoch_\d+|best_inference_\d+"
+
+
 def _are_stems(_instance: object, _attribute: Attribute[dict[str, str]], value: dict[str, str]) -> None:
     for stem in value:
-        if not re.fullmatch(r"\w[\w.-]{0,99}", stem) or stem in ("latest", "previous"):
+        if not re.fullmatch(r"\w[\w.-]{0,99}", stem) or re.fullmatch(_OWN_NAMES, stem):
             raise ValueError(f"expected file names without a suffix, found {stem!r}")
 
 
@@ -86,18 +91,20 @@ class Checkpoint:
     """The progress that ``latest.ckpt`` holds, or will hold once it is written."""
     _writer: Writer | None = field(default=None, init=False)
     _saving: _Saving | None = field(default=None, init=False)
+    _told: set[str] = field(factory=set, init=False)
+    """Metrics that were found not to be measured."""
 
     @hookimpl(trylast=True)  # last: what is restored is what everyone has just made
     def before_run(self, run: Run) -> None:
         """Restore the latest checkpoint that verifies, if there is any."""
-        self.bests, self.saved, self._writer, self._saving = {}, None, None, None
+        self.bests, self.saved, self._writer, self._saving, self._told = {}, None, None, None, set()
         if not self.save:
             run.events.warning(
                 "checkpoint.disabled", hint="checkpoint.save is false: nothing is kept of this run"
             )
             return
         _make_ready(resume.directory(run))
-        if self.ema_epochs and not _averaging(run):
+        if self.ema_epochs and not resume.averaging(run):
             raise HookloopError(
                 f"checkpoint.ema_epochs: found {self.ema_epochs!r} but no plugin that averages weights; "
                 "list ema in --plugins"
@@ -141,7 +148,7 @@ class Checkpoint:
         number = run.progress.epoch
         wanted: dict[str, State] = {}
         if self.save and number in epochs_in(self.ema_epochs, run.config.max_epochs):
-            for name, plugin in _averaging(run).items():
+            for name, plugin in resume.averaging(run).items():
                 wanted[f"{name}_epoch_{number:04d}.ckpt"] = {
                     "model": plugin.averaged_weights(run.task.model),
                     "average": plugin.average_facts(),
@@ -171,6 +178,7 @@ class Checkpoint:
         improved = {}
         for stem, key in self.best.items():
             if key not in metrics:
+                self._tell_unmeasured(run, metrics, key)
                 continue
             value = float(metrics[key])  # numpy's numbers are floats too, but not safe to load
             if math.isnan(value):
@@ -180,6 +188,19 @@ class Checkpoint:
             elif value <= self.bests.get(stem, float("inf")):
                 improved[stem] = value
         return improved
+
+    def _tell_unmeasured(self, run: Run, metrics: Mapping[str, float], key: str) -> None:
+        """Say once that nothing is the best by a metric that is not measured."""
+        if not metrics or is_not_due(metrics, key) or key in self._told:
+            return
+        self._told.add(key)
+        there = names_in(metrics)
+        run.events.warning(
+            "metric.unmeasured",
+            option="checkpoint.best",
+            metric=key,
+            hint=f"{', '.join(there)}{suggestion(key, there)}",
+        )
 
     @hookimpl
     def shutdown(self, run: Run, error: BaseException | None) -> None:
@@ -214,7 +235,7 @@ class Checkpoint:
 
         :param parts: what each file holds beside the head.
         """
-        from hookloop.writer import Files
+        from hookloop.writer import AtOnce, Files
 
         if self._writer is None:
             self._begin(run)
@@ -227,7 +248,16 @@ class Checkpoint:
             check=partial(_expect_finite, run),
         )
         assert self._writer is not None
-        outcome = self._writer.write(group)
+        try:
+            outcome = self._writer.write(group)
+        except (RuntimeError, MemoryError) as error:
+            run.events.warning(
+                "checkpoint.synchronous",
+                reason=str(error),
+                hint="no memory for a copy: training waits instead",
+            )
+            self._writer = AtOnce()
+            outcome = self._writer.write(group)
         self._saving = _Saving(outcome, tuple(parts), run.progress.step, dict(before))
         self.saved = _moment(run)
         if outcome.done():
@@ -245,14 +275,14 @@ class Checkpoint:
         for name in saving.names:
             path = str(resume.directory(run) / name)
             if name in failed:
-                reason = str(failed[name].strerror or failed[name])
+                reason = getattr(failed[name], "strerror", None) or repr(failed[name])
                 run.events.warning(
                     "checkpoint.failed", path=path, reason=reason, hint="older files are intact"
                 )
             else:
                 run.events.info("checkpoint.saved", path=path, step=saving.step)
         for stem in [stem for stem in self.best if f"{stem}.ckpt" in failed]:
-            del self.bests[stem]
+            self.bests.pop(stem, None)
             if stem in saving.before:
                 self.bests[stem] = saving.before[stem]
         if resume.LATEST in failed:
@@ -314,12 +344,8 @@ def _set_aside(path: Path) -> None:
         path.replace(path.with_name("damaged.ckpt"))
 
 
-def _averaging(run: Run) -> dict[str, resume.Averaging]:
-    return {name: plugin for name, plugin in run.plugins.items() if isinstance(plugin, resume.Averaging)}
-
-
 def _validation_weights(run: Run) -> Mapping[str, Tensor]:
-    for plugin in _averaging(run).values():
+    for plugin in resume.averaging(run).values():
         weights = plugin.validation_weights(run.task.model)
         if weights is not None:
             return weights

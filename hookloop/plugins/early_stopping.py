@@ -63,7 +63,10 @@ class EarlyStopping:
 
         :raises HookloopError: where the metric was not measured.
         """
-        self.last = measured(run, metrics, self.metric, "early_stopping.metric")
+        value = measured(run, metrics, self.metric, "early_stopping.metric")
+        if value is None:
+            return
+        self.last = value
         if self.last < self.best - self.min_delta:
             self.best, self.waited = self.last, 0
         else:

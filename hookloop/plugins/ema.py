@@ -52,7 +52,9 @@ class EMA:
         default=True, metadata=doc("let the n-th decay be no more than (1+n)/(10+n)", learned=True)
     )
     validate_with: bool = field(
-        default=True, alias="validate", metadata=doc("lend the average to validation and inference")
+        default=True,
+        alias="validate",
+        metadata=doc("lend the average to validation and inference", learned=True),
     )
     sigma_rel: float | None = field(
         default=None,

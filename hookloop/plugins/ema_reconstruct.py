@@ -10,7 +10,7 @@ from attrs import frozen
 
 from hookloop.averaging import Profile, combination, exponent
 from hookloop.errors import HookloopError
-from hookloop.resume import FORMAT
+from hookloop.resume import expect_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -153,10 +153,7 @@ def _load(path: Path) -> dict[str, object]:
         state = files.load(path)
     except (files.DamagedError, OSError) as error:
         raise HookloopError(f"{error}; move it away") from error
-    if state.get("format") != FORMAT:
-        raise HookloopError(
-            f"{path}: format {state.get('format')}, expected {FORMAT}; use the hookloop that wrote it"
-        )
+    expect_format(path, state)
     return state
 
 

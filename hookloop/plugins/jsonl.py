@@ -7,13 +7,12 @@ import os
 import time
 from contextlib import suppress
 from io import FileIO
-from itertools import count
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, cast
 
 from attrs import define, field
 
-from hookloop.durable import make_directory, sync_directory
+from hookloop.durable import make_directory, set_aside, sync_directory
 from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from hookloop.core import Run
 
 _OWN = {"step", "epoch", "time"}
+_MOST_UNSURE = 1000
 
 
 @define(eq=False)
@@ -63,12 +63,15 @@ class Jsonl:
 
         A power cut must not leave a checkpoint without its metrics.
         """
+        self._sync()
+        return {"lines": [line.decode() for line in (*self._unsure, *self._waiting)]}
+
+    def _sync(self) -> None:
         if self._file is not None:
             with suppress(OSError):
                 self._flush()
                 os.fsync(self._file.fileno())
                 self._unsure = []
-        return {"lines": [line.decode() for line in (*self._unsure, *self._waiting)]}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Take over the lines that may be missing in the file."""
@@ -83,8 +86,7 @@ class Jsonl:
         try:
             make_directory(path.parent)
             if run.progress.step == 0 and path.exists():
-                aside = _free_name(path)
-                path.rename(aside)
+                aside = set_aside(path)
                 run.events.warning("metrics.set_aside", path=str(aside), reason="nothing was resumed")
             _mend(path)
             self._recorded = _keys_by_step(path)
@@ -136,6 +138,8 @@ class Jsonl:
         try:
             self._flush()
             self._told = False
+            if len(self._unsure) >= _MOST_UNSURE:  # nobody saves, so nobody asks
+                self._sync()
         except OSError as problem:  # a full disk must not end a run for the sake of its curves
             if not self._told:
                 run.events.warning(
@@ -169,11 +173,6 @@ class Jsonl:
                 self._file.truncate(end)
                 raise OSError(None, f"{written} of {len(line)} bytes were written")
             self._unsure.append(self._waiting.pop(0))
-
-
-def _free_name(path: Path) -> Path:
-    """A name beside *path* that is not taken, such as ``metrics.1.jsonl``."""
-    return next(name for n in count(1) if not (name := path.with_name(f"metrics.{n}.jsonl")).exists())
 
 
 def _number(value: Real) -> float:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from attrs import define, evolve, field
 from attrs.validators import ge, gt, lt
 
+from hookloop import resume
 from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
-from hookloop.resume import Averaging, Stateful
+from hookloop.resume import Stateful
 from hookloop.schedules import improves
 from hookloop.settings import doc, epoch_slice, epochs_in
 
@@ -61,7 +62,9 @@ class LRTuning:
     @hookimpl
     def before_run(self, run: Run) -> None:
         """Refuse averages that could not be put back."""
-        if lost := [name for name, plugin in _averaging(run).items() if not isinstance(plugin, Stateful)]:
+        if lost := [
+            name for name, plugin in resume.averaging(run).items() if not isinstance(plugin, Stateful)
+        ]:
             raise HookloopError(
                 f"lr_tuning: {', '.join(lost)}: averages weights but has no state_dict to restore after a trial; "
                 "leave out lr_tuning"
@@ -97,7 +100,7 @@ class LRTuning:
         """Validate after a trial at *factor* times the rate; NaN where it diverges or the run is to stop."""
         from hookloop.trial import undone
 
-        averaging = _averaging(run)
+        averaging = resume.averaging(run)
         states = [plugin for plugin in averaging.values() if isinstance(plugin, Stateful)]
         with undone(run, states):
             run.optimization.scale *= factor
@@ -129,10 +132,6 @@ def better(candidate: float, baseline: float, threshold: float) -> bool:
     if not math.isfinite(baseline):
         return math.isfinite(candidate)
     return math.isfinite(candidate) and improves(candidate, baseline, threshold)
-
-
-def _averaging(run: Run) -> dict[str, object]:
-    return {name: plugin for name, plugin in run.plugins.items() if isinstance(plugin, Averaging)}
 
 
 def _subset(run: Run, hook: str, names: Mapping[str, object]) -> HookCaller:

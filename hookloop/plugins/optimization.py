@@ -108,8 +108,8 @@ class OptimizationPlugin:
         optimization.learning_rate = self.rate(run)
         with optimization.autocast():
             losses = run.task.loss(batch)
-        measured = optimization.update(losses["loss"])
-        return {**{name: loss.detach() for name, loss in losses.items()}, **measured}
+        norms = optimization.update(losses["loss"])
+        return {**{name: loss.detach() for name, loss in losses.items()}, **norms}
 
     @hookimpl
     def after_evaluation(self, run: Run, metrics: Mapping[str, float]) -> None:
@@ -121,7 +121,7 @@ class OptimizationPlugin:
         if not isinstance(options, ReduceLROnPlateau) or self._position(run.progress) < options.warmup:
             return
         value = measured(run, metrics, options.metric, "optimization.scheduler.metric")
-        if not self.plateau.sees(value, options):
+        if value is None or not self.plateau.sees(value, options):
             return
         scale = max(optimization.scale * options.factor, options.min_lr / self.lr)
         if scale >= optimization.scale:  # it is at its lowest
@@ -141,10 +141,13 @@ class OptimizationPlugin:
         run.log({"epoch/lr": run.optimization.learning_rate})
 
     def learned_values(self, run: Run) -> Mapping[str, object]:
-        """The lengths that follow ``run.max_epochs`` where they are not given, such as a cosine's."""
-        return {
+        """What the rate depends on beside the options: lengths that follow ``run.max_epochs``, evaluations."""
+        values: dict[str, object] = {
             f"scheduler.{name}": value for name, value in self.scheduler.lengths(self._length(run)).items()
         }
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            values["scheduler.evaluations"] = f"every {run.config.validate_every}"
+        return values
 
     def rate(self, run: Run) -> float:
         """The learning rate of the batch at hand."""

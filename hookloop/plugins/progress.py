@@ -217,13 +217,15 @@ class ProgressReport:
         self._window, self._clock = Window(run), Clock()
         self._display = _make_display(run)
 
-    @hookimpl
-    def before_epoch(self, run: Run) -> None:
+    @hookimpl(wrapper=True)  # the clock starts when everyone is ready
+    def before_epoch(self, run: Run) -> Generator[None, list[object], list[object]]:
         """Start the clock; before the very first batch log its loss."""
         if self.first_batch and run.progress.step == 0:
             run.log(_batch_keys(_first_losses(run)))
         self._display.begin(run)
+        answers = yield
         self._clock.go()
+        return answers
 
     @hookimpl
     def after_batch(self, run: Run, losses: Mapping[str, Tensor]) -> None:
@@ -251,6 +253,12 @@ class ProgressReport:
         self._window.settle()
         self._clock.pause()
         return (yield)
+
+    @hookimpl
+    def after_evaluation(self, run: Run) -> None:
+        """Go on in the middle of an epoch."""
+        if run.progress.batch:
+            self._clock.go()
 
     @hookimpl
     def after_epoch(self, run: Run, metrics: Mapping[str, float]) -> None:

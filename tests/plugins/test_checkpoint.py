@@ -265,6 +265,24 @@ def test_best_of_any_metric(tmp_path: Path) -> None:
     assert steps_saved(run, "best_score.ckpt") == [2, 4]
 
 
+def test_a_best_of_nothing_is_told_once(tmp_path: Path) -> None:
+    """A metric that nobody measures is named with what there is; one of an inference that is not due is not."""
+    checkpoint = Checkpoint(best={"best": "val/los", "best_inference": "inference/error"})
+    run = fake_run(tmp_path, checkpoint, task=short(), max_epochs=2)
+    train(run)
+    (entry,) = told(run, "metric.unmeasured")
+    assert entry["metric"] == "val/los"
+    assert "did you mean 'val/loss'?" in str(entry["hint"])
+
+
+def test_a_change_that_is_no_option_is_not_allowed(tmp_path: Path) -> None:
+    """A misspelt option in ``allow_changes`` is told when it would matter."""
+    train(fake_run(tmp_path, Checkpoint(), StopAt(1), task=short()))
+    run = fake_run(tmp_path, Checkpoint(), task=short(), allow_changes=["optimizationplugin.lrr"])
+    with pytest.raises(HookloopError, match=r"allow_changes: optimizationplugin\.lrr: no option .* mean"):
+        train(run)
+
+
 def test_slices_are_pythons_own() -> None:
     """Every text of a slice gives the epochs that Python's slicing gives; without a text there are none."""
     draw = random.Random(0)  # noqa: S311
@@ -288,7 +306,13 @@ def test_what_is_no_slice_is_refused(text: str) -> None:
             Checkpoint(**{option: text})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("stem", ["", "latest", "previous", "../evil", "a/b", ".hidden"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        *["", "latest", "previous", "damaged", "../evil", "a/b", ".hidden"],
+        *["epoch_0001", "ema_epoch_0001", "best_inference_0001"],
+    ],
+)
 def test_what_is_no_file_name_is_refused(stem: str) -> None:
     """A stem cannot leave the directory or take the place of the state."""
     with pytest.raises(ValueError, match="file names"):

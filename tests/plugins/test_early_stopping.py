@@ -139,6 +139,21 @@ def test_a_metric_that_nobody_measures(tmp_path: Path) -> None:
         train(run)
 
 
+def test_an_inference_that_is_not_due_does_not_count(tmp_path: Path) -> None:
+    """Scores of every second epoch are compared with one another; the epochs between are no evidence."""
+
+    class Seldom:
+        @hookimpl
+        def infer(self, run: Run) -> dict[str, float] | None:
+            epoch = run.progress.epoch + 1
+            return {"inference/error": float(epoch)} if epoch % 2 == 0 else None
+
+    stopping = EarlyStopping(metric="inference/error", patience=2)
+    run = fake_run(tmp_path, Seldom(), stopping, task=TinyTask(data={"train": TinyData(1)}), max_epochs=20)
+    train(run)
+    assert run.progress.epoch == 6  # the best is that of epoch 2; 4 and 6 are worse
+
+
 def test_the_epoch_it_stops_after_is_whole(tmp_path: Path) -> None:
     """Logged, told to everybody and saved; no epoch begins after it."""
     run = scored_run(tmp_path, [1.0, 1.0, 1.0], recorder := Recorder(), patience=1)

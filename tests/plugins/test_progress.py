@@ -24,6 +24,7 @@ from hookloop.hookspecs import hookimpl
 from hookloop.logs import events_to
 from hookloop.plugins.progress import ProgressReport
 from hookloop.settings import RunConfig
+from hookloop.testing import Recorder, TinyData, TinyTask, fake_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -324,3 +325,30 @@ def test_a_terminal_gets_a_bar_and_events_above_it(tmp_path: Path) -> None:
     assert "loss 8" in text
     assert text.count("epoch.finished") == 2
     assert text.rstrip().endswith("\x1b[?25h")
+
+
+def test_the_speed_counts_the_time_of_every_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches after an evaluation in the middle of an epoch are timed too; what others do before one is not."""
+    now = [0.0]
+
+    class Passing:
+        """A batch takes a second, an evaluation and getting ready for an epoch a hundred."""
+
+        @hookimpl(trylast=True)
+        def before_epoch(self) -> None:
+            now[0] += 100.0
+
+        @hookimpl
+        def before_batch(self) -> None:
+            now[0] += 1.0
+
+        @hookimpl
+        def validate(self) -> None:
+            now[0] += 100.0
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    task = TinyTask(data={"train": TinyData(10), "validation": TinyData(1)})
+    progress = ProgressReport(every_n_batches=5, first_batch=False)
+    options = {"max_epochs": 2, "validate_every": "2 batches"}
+    train(fake_run(tmp_path, Passing(), recorder := Recorder(), progress, task=task, **options))
+    assert recorder.metrics("batch/samples_per_second") == dict.fromkeys([5, 10, 15, 20], 1.0)

@@ -28,12 +28,15 @@ class Downscaling:
 
     train: SplitConfig = field(metadata=doc("the pairs that are learnt", learned=True))
     model: ModelConfig = field(metadata=doc("the network and what it sees", learned=True))
-    validation: SplitConfig | None = field(default=None, metadata=doc("the pairs that are only looked at"))
+    validation: SplitConfig | None = field(
+        default=None, metadata=doc("the pairs that are only looked at", learned=True)
+    )
     validation_sets: dict[str, SplitConfig] = field(
         factory=dict,
         validator=are_split_names,
         metadata=doc(
-            "further pairs that are only looked at, by name; fields are generated for validation alone"
+            "further pairs that are only looked at, by name; fields are generated for validation alone",
+            learned=True,
         ),
     )
     statics: list[StaticConfig] = field(
