@@ -203,6 +203,7 @@ def evaluate(
     with locking.lock(where, events):
         with _running(assembly, events) as this:
             metrics = evaluation.evaluate(this, checkpoint, state, begun=lambda: _record(assembly))
+            events.info("evaluation.written", directory=str(where))
         code = _tell_end(this)
     for key, value in (metrics or {}).items():
         click.echo(f"{key} {value!r}")

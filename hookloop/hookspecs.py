@@ -151,9 +151,10 @@ def after_evaluation(run: Run, metrics: Mapping[str, float]) -> None:
     """The model is validated and has inferred, and that is logged; here decide by the metrics.
 
     Called after every evaluation of a training run: in the middle of an epoch, where ``run.validate_every`` counts
-    batches (``run.progress.batch`` is not 0 then), and at the end of one, just before ``after_epoch``.
+    batches (``run.progress.batch`` is not 0 then), and at the end of one, just before ``after_epoch``. A stop is not
+    kept: a plugin that stops here decides again in ``before_epoch`` when the same command is given once more.
 
-    :param metrics: what ``validate`` and ``infer`` answered.
+    :param metrics: what ``validate`` and ``infer`` answered; scores of an inference that was not due are missing.
     """
 
 

@@ -302,7 +302,8 @@ class _Newcomer:
         )
 
     def _unusable(self, what: str, problem: OSError) -> HookloopError:
-        return HookloopError(f"{self.path}: cannot be {what} ({problem.strerror}); choose another run.dir")
+        remedy = "make room" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another run.dir"
+        return HookloopError(f"{self.path}: cannot be {what} ({problem.strerror}); {remedy}")
 
 
 def _contents(file: FileIO) -> bytes:

@@ -97,7 +97,13 @@ def select(listing: Sequence[str]) -> list[str]:
         f"--plugins: no:{name}: {name} runs only if it is listed; take no:{name} off the list"
         for name in sorted(labelled)
     ]
-    problems += [f"--plugins: {name}: listed twice" for name in sorted(set(named)) if named.count(name) > 1]
+    problems += [
+        f"--plugins: {name}: listed twice; a second one has a name of its own, such as {plugin_of(name)}@other"
+        if plugin_of(name) not in ALWAYS
+        else f"--plugins: {name}: listed twice"
+        for name in sorted(set(named))
+        if named.count(name) > 1
+    ]
     problems += [f"--plugins: {name}: both listed and left out" for name in named if name in left_out]
     if problems:
         raise ConfigError(problems)

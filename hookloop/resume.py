@@ -102,9 +102,14 @@ def read_latest(run: Run) -> tuple[Path, dict[str, object]] | None:
             return path, files.load(path)
         except (files.DamagedError, OSError) as error:
             damaged.append(str(error))
-            run.events.warning("checkpoint.damaged", reason=str(error), hint="trying the one before it")
+            hint = f"trying {PREVIOUS}" if name == LATEST else "there is none before it"
+            run.events.warning("checkpoint.damaged", reason=str(error), hint=hint)
     if damaged:
-        raise HookloopError(f"no checkpoint can be read: {'; '.join(damaged)}; move them away to start anew")
+        epochs = sorted(directory(run).glob("epoch_*.ckpt"))
+        other = f", or copy {epochs[-1].name} to {LATEST} to go on from there" if epochs else ""
+        raise HookloopError(
+            f"no checkpoint can be read: {'; '.join(damaged)}; move them away to start anew{other}"
+        )
     return None
 
 
@@ -147,21 +152,30 @@ def _expect_trained(path: Path, there: Sequence[str], here: Sequence[str]) -> No
         )
 
 
+def _owners(options: Mapping[str, object]) -> set[str]:
+    """The plugins, and ``run``, whose options these are."""
+    return {key.split(".")[0] for key in options}
+
+
 def _refuse_changes(run: Run, path: Path, before: Mapping[str, object]) -> None:
     now = learned(run)
     for key in run.config.allow_changes:
-        if key not in before and key not in now:
+        if key not in before and key not in now and key not in run.plugins and key not in _owners(before):
             raise HookloopError(
                 f"run.allow_changes: {key}: no option that a resumed run may not change"
                 f"{suggestion(key, before.keys() | now.keys())}"
             )
-    there, here = ({key.split(".")[0] for key in options} for options in (before, now))
+    there, here = _owners(before), _owners(now)
     changed = [
         f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)"
         for key in sorted(before.keys() | now.keys())
-        if key.split(".")[0] in there & here  # a plugin may come and go
+        if key.split(".")[0] in there & here  # a new plugin may join
         and (before.get(key) or None) != (now.get(key) or None)
         and key not in run.config.allow_changes
+    ]
+    changed += [
+        f"{plugin} (listed there, not now: what it has learnt would be lost)"
+        for plugin in sorted(there - here - set(run.config.allow_changes))
     ]
     if changed:
         raise HookloopError(

@@ -77,7 +77,7 @@ class Checkpoint:
     best: dict[str, str] = field(
         factory=lambda: {"best": "val/loss", "best_inference": "inference/error"},
         validator=_are_stems,
-        metadata=doc("files for the lowest value of a metric, by file name"),
+        metadata=doc("files for the lowest value of a metric, by file name; what is given replaces both"),
     )
     save_best_inference_epochs: bool = field(
         default=False, metadata=doc("also keep best_inference_0007.ckpt at each new best")

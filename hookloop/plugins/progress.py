@@ -255,16 +255,17 @@ class ProgressReport:
         return (yield)
 
     @hookimpl
-    def after_evaluation(self, run: Run) -> None:
-        """Go on in the middle of an epoch."""
+    def after_evaluation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Tell the headlines of an evaluation in the middle of an epoch; those of its end are told with it."""
         if run.progress.batch:
+            run.events.info("evaluation.finished", step=run.progress.step, **_headlines(metrics))
             self._clock.go()
 
     @hookimpl
     def after_epoch(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Tell the epoch's headlines."""
-        headlines = {key: metrics[key] for key in _HEADLINES if key in metrics}
-        run.events.info("epoch.finished", epoch=run.progress.epoch, step=run.progress.step, **headlines)
+        at = run.progress
+        run.events.info("epoch.finished", epoch=at.epoch, step=at.step, **_headlines(metrics))
 
     @hookimpl
     def shutdown(self, error: BaseException | None) -> None:
@@ -286,6 +287,10 @@ class ProgressReport:
         self._window.settled = [
             ((epoch, batch, step), dict(losses)) for epoch, batch, step, losses in state["window"]
         ]
+
+
+def _headlines(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: metrics[key] for key in _HEADLINES if key in metrics}
 
 
 def _batch_keys(losses: Mapping[str, float]) -> dict[str, float]:

@@ -667,12 +667,19 @@ def test_gradients_that_wait_are_guarded_too(tmp_path: Path) -> None:
     assert steps_saved(run) == [1, 2]
 
 
-def test_plugins_come_and_go(tmp_path: Path) -> None:
-    """A plugin new to the checkpoint starts anew, one no longer listed is dropped, both with a warning."""
+def test_a_plugin_that_has_learnt_is_not_dropped_in_passing(tmp_path: Path) -> None:
+    """A forgotten plugin would take what it has learnt with it: only by its name in ``allow_changes``."""
     train(fake_run(tmp_path, EMA(), Checkpoint(), StopAt(1), task=short(3)))
-    dropped = fake_run(tmp_path, Checkpoint(), StopAt(2), task=short(3))
+    with pytest.raises(HookloopError, match=r"ema \(listed there, not now: .*allow_changes"):
+        train(fake_run(tmp_path, Checkpoint(), task=short(3)))
+    dropped = fake_run(tmp_path, Checkpoint(), StopAt(2), task=short(3), allow_changes=["ema"])
     train(dropped)
     assert [e["plugin"] for e in told(dropped, "plugin.dropped")] == ["ema"]
+
+
+def test_a_plugin_may_join(tmp_path: Path) -> None:
+    """A plugin new to the checkpoint starts anew, with a warning."""
+    train(fake_run(tmp_path, Checkpoint(), StopAt(2), task=short(3)))
     fresh = fake_run(tmp_path, ema := EMA(), Checkpoint(), task=short(3))
     train(fresh)
     assert [e["plugin"] for e in told(fresh, "plugin.without_state")] == ["ema"]

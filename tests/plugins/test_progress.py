@@ -24,7 +24,7 @@ from hookloop.hookspecs import hookimpl
 from hookloop.logs import events_to
 from hookloop.plugins.progress import ProgressReport
 from hookloop.settings import RunConfig
-from hookloop.testing import Recorder, TinyData, TinyTask, fake_run
+from hookloop.testing import Recorder, TinyData, TinyTask, events_of, fake_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -352,3 +352,14 @@ def test_the_speed_counts_the_time_of_every_batch(tmp_path: Path, monkeypatch: p
     options = {"max_epochs": 2, "validate_every": "2 batches"}
     train(fake_run(tmp_path, Passing(), recorder := Recorder(), progress, task=task, **options))
     assert recorder.metrics("batch/samples_per_second") == dict.fromkeys([5, 10, 15, 20], 1.0)
+
+
+def test_an_evaluation_within_an_epoch_is_told(tmp_path: Path) -> None:
+    """Its headlines are shown where it happens; at the end of an epoch they come with it."""
+    task = TinyTask(data={"train": TinyData(4), "validation": TinyData(1)})
+    run = fake_run(tmp_path, ProgressReport(first_batch=False), task=task, validate_every="2 batches")
+    train(run)
+    told = [(e["event"], e["step"], e["val/loss"]) for e in events_of(run) if "val/loss" in e]
+    first = (0.0 + 1.0) / 2  # halfway to sample 0, then to 1; the only validation sample is 0
+    last = ((first + 2.0) / 2 + 3.0) / 2
+    assert told == [("evaluation.finished", 2, first**2), ("epoch.finished", 4, last**2)]
