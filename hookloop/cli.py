@@ -299,6 +299,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     except HookloopError as error:
         print(error, file=sys.stderr)  # noqa: T201
         sys.exit(error.code)
-    except Exception:  # noqa: BLE001 - ours: the traceback is the message
+    except Exception as error:  # noqa: BLE001 - ours: the traceback is the message
+        if _is_an_interrupt(error):
+            sys.exit(130)
         traceback.print_exc()
         sys.exit(1)
+
+
+def _is_an_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: compiled code, such as HDF5's, turns it into errors of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from hookloop import __version__
+from hookloop import __version__, cli
 from hookloop.cli import main
 from hookloop.manager import ALWAYS, listing_of
 
@@ -290,6 +290,21 @@ def test_a_crash_answers_1_with_a_traceback(
     assert answer.code == 1
     assert "Traceback" in answer.err
     assert "ZeroDivisionError: on purpose" in answer.err
+
+
+def test_an_interrupt_within_compiled_code_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while HDF5 reads becomes an error of its own there; the answer is 130 all the same."""
+
+    def interrupted(**_: object) -> None:
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr(cli.cli, "main", interrupted)
+    with pytest.raises(SystemExit) as answer:
+        cli.main([])
+    assert answer.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_no_task_is_the_user_s_mistake(config: Callable[[str], Path], call: Callable[..., Answer]) -> None:
