@@ -308,14 +308,25 @@ def _structure_union(kind: Any) -> Callable[[object, object], object]:
         if value is None and type(None) in arms:
             return None
         tries = [arm for arm in arms if arm is not type(None)]
-        if len(tries) == 1:
-            return cast("object", _converter.structure(value, tries[0]))
+        alike = [arm for arm in tries if _shape_of(arm) == _shape_of(type(value))]
+        if len(tries) == 1 or len(alike) == 1:  # then its own words say best what is wrong
+            return cast("object", _converter.structure(value, (alike or tries)[0]))
         for arm in tries:
             with suppress(_Invalid):
                 return cast("object", _converter.structure(value, arm))
         raise _Mistyped(type_in_words(kind), value)
 
     return structure
+
+
+def _shape_of(kind: Any) -> str:
+    """Tell what a value of *kind* looks like in a file: options, a list or a scalar."""
+    origin = get_origin(kind) or kind
+    if not isinstance(origin, type):
+        return "scalar"
+    if attrs.has(origin) or issubclass(origin, Mapping):
+        return "options"
+    return "list" if issubclass(origin, Sequence) and origin is not str else "scalar"
 
 
 def _comes_from(origins: set[Any], kind: Any) -> bool:

@@ -23,7 +23,8 @@ def type_in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(type_in_words(arm) for arm in get_args(kind) if arm is not type(None))
+        arms = (type_in_words(arm) for arm in get_args(kind) if arm is not type(None))
+        return " or ".join(dict.fromkeys(arms))
     if get_origin(kind) in (list, tuple, Sequence):
         return "a list"
     if get_origin(kind) in (dict, Mapping):

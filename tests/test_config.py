@@ -14,11 +14,12 @@ from attrs.validators import ge, optional
 from hookloop.config import build, learned_options, options_of, resolved_fields
 from hookloop.errors import ConfigError
 from hookloop.manager import assemble
+from hookloop.plugins.downscaling import Downscaling
 from hookloop.plugins.downscaling.options import ModelConfig, UNetOptions
 from hookloop.plugins.ema import EMA
 from hookloop.settings import RunConfig, doc
 from hookloop.words import suggestion, type_in_words
-from hookloop.yamlfile import read
+from hookloop.yamlfile import Document, read
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -509,3 +510,92 @@ def test_containers_of_containers_are_checked_all_the_way_down() -> None:
         "cfg.yaml:1: s.pairs[1][1]: expected an integer, found 'x'",
         "cfg.yaml:1: s.nested.a.b: expected an integer, found 'x'",
     ]
+
+
+@frozen
+class Source:
+    """A source that says more than its path."""
+
+    path: str
+    rename: dict[str, str] = field(factory=dict)
+
+
+@frozen
+class Either:
+    """Options that may be written in two ways."""
+
+    sources: list[str | Source] = field(factory=list)
+    boxes: Source | list[Source] | None = None
+    time: tuple[str, str] | list[tuple[str, str]] | None = field(
+        default=None, metadata={"example": "[2019, 2020]"}
+    )
+    workers: int | Literal["auto"] = "auto"
+
+
+def test_of_two_ways_to_write_an_option_the_one_meant_is_told_wrong() -> None:
+    """Options are compared with options and lists with lists, so a misspelt key is found within either."""
+    assert build(Either, Document({"s": {"sources": ["a", {"path": "b"}]}}), "s").sources == [
+        "a",
+        Source("b"),
+    ]
+    assert problems("s: {sources: [a, {path: b, renam: {}}]}", Either) == [
+        "cfg.yaml:1: s.sources[1].renam: unknown option; did you mean 'rename'?"
+    ]
+    assert problems("s: {boxes: [{}]}", Either) == ["cfg.yaml:1: s.boxes[0].path: missing; expected text"]
+    assert problems("s: {boxes: {}}", Either) == ["cfg.yaml:1: s.boxes.path: missing; expected text"]
+    assert problems("s: {time: [a, b, c]}", Either) == [
+        "cfg.yaml:1: s.time: expected a list such as [2019, 2020], found ['a', 'b', 'c']"
+    ]
+    assert problems("s: {workers: many}", Either) == [
+        "cfg.yaml:1: s.workers: expected an integer or one of auto, found 'many'"
+    ]
+
+
+def test_two_ways_to_write_an_option_are_both_taken() -> None:
+    """A pair is a tuple, several pairs are a list of tuples."""
+    one, several = (
+        build(Either, Document({"s": {"time": time}}), "s").time
+        for time in (["a", "b"], [["a", "b"], ["c", "d"]])
+    )
+    assert one == ("a", "b")
+    assert several == [("a", "b"), ("c", "d")]
+
+
+def test_options_of_unknown_variables_are_refused_before_data_are_opened() -> None:
+    """A misspelt variable of a transform would otherwise do nothing."""
+    data = "train: {coarse: [a], fine: [b]}, model: {inputs: [t2m, pr], outputs: [pr]}"
+    text = f"s: {{{data}, transforms: {{rp: {{name: sqrt}}}}}}"
+    assert problems(text, Downscaling) == [
+        "cfg.yaml:1: s: transforms: rp neither an input nor an output of the model; expected some of t2m, pr"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("repeat: {every: 7d, take: 8d}", "s.train.repeat: takes 8d of every 7d; expected that much at most"),
+        ("repeat: {every: 7d, take: 0d}", "s.train.repeat: takes 0d of every 7d; expected that much at most"),
+    ],
+)
+def test_blocks_of_time_that_overlap_are_refused_before_data_are_opened(options: str, said: str) -> None:
+    """What the configuration alone disproves is told by ``config check``."""
+    text = f"s: {{train: {{coarse: [a], fine: [b], {options}}}, model: {{inputs: [t2m], outputs: [t2m]}}}}"
+    (problem,) = problems(text, Downscaling)
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        (
+            "{random_offset: false, region: {lat: [0, 1], lon: [0, 1], weight: 2}}",
+            "region: tiles are not drawn",
+        ),
+        ("{overlap: [1, 1]}", "overlap: patches at random do not tile"),
+    ],
+)
+def test_patches_that_contradict_themselves_are_refused_before_data_are_opened(patch: str, said: str) -> None:
+    """Options without effect are slips."""
+    data = "train: {coarse: [a], fine: [b]}, model: {inputs: [t2m], outputs: [t2m]}"
+    (problem,) = problems(f"s: {{{data}, patch: {patch}}}", Downscaling)
+    assert f"s.patch: {said}" in problem
