@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from attrs import define, field
+from attrs.validators import optional
 
 from hookloop.hookspecs import hookimpl
 from hookloop.plugins.downscaling.data_options import (
@@ -12,7 +13,9 @@ from hookloop.plugins.downscaling.data_options import (
     PatchConfig,
     SplitConfig,
     StaticConfig,
+    TransformConfig,
     are_split_names,
+    is_duration,
 )
 from hookloop.plugins.downscaling.options import ModelConfig, SamplerConfig
 from hookloop.settings import doc
@@ -49,7 +52,42 @@ class Downscaling:
         default=None,
         metadata=doc("means and stds of the inputs; from the training split if not given", learned=True),
     )
+    transforms: dict[str, TransformConfig] = field(
+        factory=dict,
+        metadata=doc(
+            "by variable, what is done before normalising and undone after generating", learned=True
+        ),
+    )
+    fill: dict[str, float] = field(
+        factory=dict, metadata=doc("by variable, what stands in for missing values", learned=True)
+    )
+    gap: str | None = field(
+        default=None,
+        validator=optional(is_duration),
+        metadata=doc(
+            "training times nearer than this to one that is only looked at are left out",
+            learned=True,
+            example="1d",
+        ),
+    )
+    pairing: Literal["cells", "index"] = field(
+        default="cells",
+        metadata=doc(
+            "cells: fine cells fill coarse ones; index: by row and column, whatever the coordinates are",
+            learned=True,
+        ),
+    )
     sampler: SamplerConfig = field(factory=SamplerConfig, metadata=doc("how fields are generated"))
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse options of variables that the model does not have."""
+        variables = list(dict.fromkeys([*self.model.inputs, *self.model.outputs]))
+        for option, names in (("transforms", self.transforms), ("fill", self.fill)):
+            if unknown := [name for name in names if name not in variables]:
+                raise ValueError(
+                    f"{option}: {', '.join(unknown)} neither an input nor an output of the model; "
+                    f"expected some of {', '.join(variables)}"
+                )
 
     @hookimpl
     def make_task(self, run: Run) -> Task:

@@ -1,39 +1,54 @@
-"""Pairs of coarse and fine fields: opened once, checked once, only what is needed is read."""
+"""Pairs of coarse and fine fields: chosen and checked once, at opening, and not read yet."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from attrs import frozen
-from torch import Tensor
+from attrs import evolve, frozen
 
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.data_options import SplitConfig
-from hookloop.plugins.downscaling.files import Source, Times, dates, open_source, read
-from hookloop.plugins.downscaling.grids import Axis, Grid, covers, in_convention, width
+from hookloop.plugins.downscaling.alignment import by_cells, by_index
+from hookloop.plugins.downscaling.calendars import (
+    calendar_of,
+    dates,
+    hour_of_day,
+    labels,
+    minutes_since,
+    only_in,
+    same,
+    span,
+)
+from hookloop.plugins.downscaling.files import open_fields, select
+from hookloop.plugins.downscaling.grids import Grid
+from hookloop.plugins.downscaling.selection import chosen, in_ranges, without_neighbours
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    import numpy.typing as npt
+    from hookloop.plugins.downscaling.calendars import Times
+    from hookloop.plugins.downscaling.data_options import SourceConfig, SplitConfig
+    from hookloop.plugins.downscaling.fields import Fields, Ints
 
-__all__ = ["Grid", "Pair", "SplitConfig", "day_of_year", "hour_of_day", "open_pair"]
+    Pairing = Literal["cells", "index"]
 
-Axes = tuple[Axis, Axis]
-"""Latitude and longitude."""
+_DAY = 1440
+"""Minutes."""
 
 
 @frozen(eq=False)
 class Pair:
-    """Coarse and fine fields of the same times and extent, in physical units, finite, south to north."""
+    """Coarse and fine fields of the same times and extent, in physical units, south to north.
 
-    coarse: Tensor
-    """``[time, input variable, lat, lon]``, float32."""
-    fine: Tensor
-    """``[time, output variable, factor·lat, factor·lon]``, float32."""
+    A case is one time of one member: number time · members + member.
+    """
+
+    coarse: Fields
+    """The input variables."""
+    fine: Fields
+    """The output variables."""
     times: Times
     coarse_grid: Grid
     fine_grid: Grid
@@ -43,160 +58,159 @@ class Pair:
     outputs: list[str]
     units: dict[str, str]
     """By variable; empty where the files say nothing."""
+    members: int
+    """Of the coarse fields; each of them has the same fine field."""
+    periodic: bool
+    """Whether the coarse region is a whole circle of longitudes, so that its last column is beside its first."""
+    notes: list[str]
+    """What a user should know of how the two were brought together, a sentence each."""
+
+    @property
+    def n_cases(self) -> int:
+        """Count the times of all members."""
+        return len(self.times) * self.members
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all fields, as float32."""
+        coarse = self.n_cases * len(self.inputs) * math.prod(self.coarse.shape)
+        return 4 * (coarse + len(self.times) * len(self.outputs) * math.prod(self.fine.shape))
 
 
-def open_pair(split: SplitConfig, inputs: Sequence[str], outputs: Sequence[str]) -> Pair:
-    """Read the *inputs* from the coarse and the *outputs* from the fine files of *split*.
+def open_pair(
+    split: SplitConfig,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    fill: Mapping[str, float] | None = None,
+    pairing: Pairing = "cells",
+) -> Pair:
+    """Open the *inputs* of the coarse and the *outputs* of the fine files of *split*; no field is read.
 
-    :raises HookloopError: where a file or variable is missing, times or grids do not match, the region lies
-        outside the grid, or a value is not finite; it says what, where and how many.
+    :param fill: by variable, what stands in for missing values.
+    :param pairing: ``cells``: fine cells fill coarse ones; ``index``: by row and column, in roughly the same
+        place, and by day where both sides have one time a day, always at the same hour.
+    :raises HookloopError: where a file or variable is missing, or times or grids do not match or lie outside
+        of what was asked for; it says what, where and how many.
     """
-    with ExitStack() as stack:
-        coarse = open_source(split.coarse, inputs, split.time, stack)
-        fine = open_source(split.fine, outputs, split.time, stack)
-        _check_times(coarse, fine)
-        above = _latitudes(coarse, split.lat), _longitudes(coarse, split.lon)
-        below = _below(fine, above)
-        factor = _check_grids(coarse, fine, above, below)
-        return Pair(
-            coarse=_read(coarse, above),
-            fine=_read(fine, below),
-            times=coarse.times,
-            coarse_grid=Grid(above[0].values, above[1].values),
-            fine_grid=Grid(below[0].values, below[1].values),
-            factor=factor,
-            inputs=list(inputs),
-            outputs=list(outputs),
-            units=_units(coarse) | _units(fine),
+    fill = fill or {}
+    coarse = _open(split.coarse, inputs, split, fill)
+    fine = _open(split.fine, outputs, split, fill)
+    if fine.members > 1:
+        raise HookloopError(
+            f"{fine.where}: {fine.members} ensemble members of the fine fields; expected one, "
+            "ensembles are of coarse fields"
         )
-
-
-def day_of_year(times: Times) -> Tensor:
-    """Days since the year began, UTC, with fractions: ``[time]`` float32 in 0 … 366."""
-    return _since("datetime64[Y]", times, np.timedelta64(1, "D"))
-
-
-def hour_of_day(times: Times) -> Tensor:
-    """Hours since the day began, UTC, with fractions: ``[time]`` float32 in 0 … 24."""
-    return _since("datetime64[D]", times, np.timedelta64(1, "h"))
-
-
-def _since(beginning: str, times: Times, unit: np.timedelta64) -> Tensor:
-    return torch.from_numpy(((times - times.astype(beginning)) / unit).astype(np.float32))
-
-
-def _check_times(coarse: Source, fine: Source) -> None:
-    lonely = (
-        (np.setdiff1d(coarse.times, fine.times), coarse.where),
-        (np.setdiff1d(fine.times, coarse.times), fine.where),
+    notes = _match_times(coarse, fine, pairing)
+    aligned = {"cells": by_cells, "index": by_index}[pairing](coarse, fine, split)
+    return Pair(
+        coarse=aligned.coarse,
+        fine=aligned.fine,
+        times=coarse.times,
+        coarse_grid=_grid(aligned.coarse),
+        fine_grid=_grid(aligned.fine),
+        factor=aligned.factor,
+        inputs=list(inputs),
+        outputs=list(outputs),
+        units={**coarse.units, **fine.units},
+        members=coarse.members,
+        periodic=aligned.periodic,
+        notes=[*coarse.notes, *fine.notes, *notes, *aligned.notes, *_other_units(coarse, fine)],
     )
+
+
+def gap_between(train: Pair, seen: Iterable[Pair], gap: str) -> Pair:
+    """Leave out the times of *train* that are nearer than *gap* to a time of the pairs that are only looked at.
+
+    Times of another calendar are no neighbours.
+
+    :raises HookloopError: where none is left.
+    """
+    keep = np.arange(len(train.times))
+    for other in seen:
+        if calendar_of(other.times) == calendar_of(train.times):
+            keep = np.intersect1d(keep, without_neighbours(train.times, other.times, gap))
+    found, left = len(train.times), len(keep)
+    if left == found:
+        return train
+    counted = f"{found - left} of {found} training times are nearer than {gap} to one that is only looked at"
+    if not left:
+        raise HookloopError(f"gap: {counted}, {span(train.times)}; expected some to be left")
+    return evolve(
+        train,
+        coarse=select(train.coarse, keep),
+        fine=select(train.fine, keep),
+        times=train.times[keep],
+        notes=[*train.notes, f"gap: {counted}, and left out"],
+    )
+
+
+def overlap(train: Pair, seen: Pair) -> int:
+    """Count the times of *seen* that are also learnt."""
+    if calendar_of(seen.times) != calendar_of(train.times):
+        return 0
+    return len(seen.times) - len(only_in(seen.times, train.times))
+
+
+def _open(
+    sources: Sequence[str | SourceConfig],
+    variables: Sequence[str],
+    split: SplitConfig,
+    fill: Mapping[str, float],
+) -> Fields:
+    own = {v: fill[v] for v in variables if v in fill}
+    fields = open_fields(sources, variables, fill=own, among=partial(in_ranges, split=split))
+    return select(fields, chosen(fields.times, split, fields.where))
+
+
+def _grid(fields: Fields) -> Grid:
+    order = [axis.index if axis.oriented else None for axis in (fields.latitude, fields.longitude)]
+    return Grid(fields.latitude.values, fields.longitude.values, fields.gridded, (order[0], order[1]))
+
+
+def _match_times(coarse: Fields, fine: Fields, pairing: Pairing) -> list[str]:
+    """Check that both have the same times, or the same days; what is not the same is noted."""
+    calendars = [calendar_of(fields.times) for fields in (coarse, fine)]
+    if len(set(calendars)) > 1:
+        raise HookloopError(
+            f"calendars do not match: {calendars[0]} in {coarse.where}, {calendars[1]} in {fine.where}; "
+            "expected the same in both"
+        )
+    if same(coarse.times, fine.times):
+        return []
+    lonely = only_in(coarse.times, fine.times), only_in(fine.times, coarse.times)
+    notes: list[str] = []
+    if pairing == "index" and _is_daily(coarse.times) and _is_daily(fine.times):
+        here, there = (_days(fields.times, coarse.times[:1]) for fields in (coarse, fine))
+        lonely = coarse.times[~np.isin(here, there)], fine.times[~np.isin(there, here)]
+        first = [f"{labels(fields.times[:1])[0]} in {fields.where}" for fields in (coarse, fine)]
+        notes = [
+            f"times are matched by day: {' with '.join(first)}, and so on; those of the coarse fields count"
+        ]
     problems = [
-        f"{len(times)} only in {where}, the first {dates(times)}" for times, where in lonely if len(times)
+        f"{len(times)} only in {fields.where}, the first {dates(times)}"
+        for times, fields in zip(lonely, (coarse, fine), strict=True)
+        if len(times)
     ]
     if problems:
         raise HookloopError(f"times do not match: {'; '.join(problems)}; expected the same in both")
+    return notes
 
 
-def _latitudes(source: Source, box: tuple[float, float] | None) -> Axis:
-    """Choose the cells whose centres lie in *box*."""
-    axis = source.latitude
-    if box is None:
-        return axis
-    south, north = min(box), max(box)
-    first, last = axis.edges
-    slack = axis.step / 100
-    chosen = axis.take((axis.values >= south - slack) & (axis.values <= north + slack))
-    if not len(chosen.values) or south < first - slack or north > last + slack:
-        raise _outside("latitude", box, source, axis)
-    return chosen
+def _is_daily(times: Times) -> bool:
+    """Whether there is one time a day at most, always at the same hour."""
+    return not (minutes_since(times, times[0]) % _DAY).any()
 
 
-def _longitudes(source: Source, box: tuple[float, float] | None) -> Axis:
-    """Choose the cells whose centres lie in *box*, eastwards from its west end."""
-    axis = source.longitude
-    if box is None:
-        return in_convention(axis)
-    west, degrees = box[0], width(box)
-    turned = axis.turned(west)
-    chosen = turned.take(turned.values <= west + degrees + axis.step / 100)
-    if not len(chosen.values) or not covers(axis, west, degrees):
-        raise _outside("longitude", box, source, axis)
-    return in_convention(chosen)
+def _days(times: Times, first: Times) -> Ints:
+    """Number the days of *times*, counted from that of *first*, a single time."""
+    minute = round(60 * float(hour_of_day(first)[0]))
+    return (minutes_since(times, first[0]) + minute) // _DAY
 
 
-def _outside(name: str, box: tuple[float, float], source: Source, axis: Axis) -> HookloopError:
-    first, last = axis.edges
-    return HookloopError(
-        f"region: {name} {box[0]:g} to {box[1]:g} is outside the grid or between two centres; "
-        f"{source.where} has {first:g} to {last:g} in cells of {axis.step:g} degrees"
-    )
-
-
-def _below(fine: Source, above: Axes) -> Axes:
-    """Choose the fine cells whose centres lie within the outer edges of the coarse ones."""
-    south, north = above[0].edges
-    west, east = above[1].edges
-    latitude, longitude = fine.latitude, fine.longitude.turned(west)
-    return (
-        latitude.take((latitude.values > south) & (latitude.values < north)),
-        longitude.take((longitude.values > west) & (longitude.values < east)),
-    )
-
-
-def _check_grids(coarse: Source, fine: Source, above: Axes, below: Axes) -> int:
-    """Count the fine cells to a coarse one, after checking that they fill it."""
-    shapes = [tuple(len(axis.values) for axis in axes) for axes in (above, below)]
-    found = f"coarse {shapes[0]} in {coarse.where}, fine {shapes[1]} in {fine.where}"
-    if any(f == 0 or f % c for c, f in zip(*shapes, strict=True)):
-        raise HookloopError(
-            f"the coarse grid does not divide the fine one: {found} (latitude, longitude, in the region); "
-            "expected a whole number of fine cells to a coarse one"
-        )
-    factor, other = (int(f // c) for c, f in zip(*shapes, strict=True))
-    if factor != other:
-        raise HookloopError(
-            f"the factor is {factor} in latitude and {other} in longitude: {found}; expected it equal in both"
-        )
-    for name, c, f in zip(("latitude", "longitude"), above, below, strict=True):
-        off = float(np.abs(f.values.reshape(-1, factor).mean(1) - c.values).max())
-        if off > c.step / 100:
-            raise HookloopError(
-                f"{name} of coarse and fine cells differs by up to {off:g} degrees: centres {_extent(c)} in "
-                f"{coarse.where}, {_extent(f)} in {fine.where}; "
-                f"expected {factor} fine cells to fill a coarse one"
-            )
-    return factor
-
-
-def _extent(axis: Axis) -> str:
-    return f"{axis.values[0]:g} to {axis.values[-1]:g}"
-
-
-def _read(source: Source, axes: Axes) -> Tensor:
-    """Read *source*, ``[time, variable, lat, lon]`` float32, and check that every value is finite."""
-    lat, lon = axes
-    values = np.empty((len(source.times), len(source.parts), len(lat.values), len(lon.values)), np.float32)
-    for v, (name, parts) in enumerate(source.parts.items()):
-        begin = 0
-        for part in parts:
-            end = begin + part.sizes["time"]
-            values[begin:end, v] = read(part, lat, lon)
-            begin = end
-        _check_finite(values[:, v], name, source, axes)
-    return torch.from_numpy(values)
-
-
-def _check_finite(values: npt.NDArray[np.float32], name: str, source: Source, axes: Axes) -> None:
-    bad = ~np.isfinite(values)
-    if not bad.any():
-        return
-    t, i, j = np.unravel_index(int(bad.argmax()), bad.shape)
-    raise HookloopError(
-        f"variable {name}: {bad.sum()} of {bad.size} values ({bad.mean():.2%}) are NaN or infinite, "
-        f"the first at time {dates(source.times[[t]])}, latitude {axes[0].values[i]:g}, "
-        f"longitude {axes[1].values[j]:g} in {source.where}; expected none"
-    )
-
-
-def _units(source: Source) -> dict[str, str]:
-    return {name: str(parts[0].attrs.get("units", "")) for name, parts in source.parts.items()}
+def _other_units(coarse: Fields, fine: Fields) -> list[str]:
+    return [
+        f"units of {name}: {unit} in {coarse.where}, {fine.units[name]} in {fine.where}"
+        for name, unit in coarse.units.items()
+        if unit and fine.units.get(name) and fine.units[name] != unit
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,47 +9,35 @@ import torch
 from torch import Tensor
 
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.data_options import StaticConfig
-from hookloop.plugins.downscaling.files import check_variables, open_file, read
-from hookloop.plugins.downscaling.grids import Axis, latitude_axis, longitude_axis
+from hookloop.plugins.downscaling.files import read_static
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hookloop.plugins.downscaling.grids import Floats, Grid
-
-
-__all__ = ["StaticConfig", "load_statics"]
+    from hookloop.plugins.downscaling.data_options import StaticConfig
+    from hookloop.plugins.downscaling.files import Static
+    from hookloop.plugins.downscaling.grids import Axis, Floats, Grid, Indices
 
 
 def load_statics(statics: Sequence[StaticConfig], grid: Grid) -> Tensor:
     """Read the static fields on *grid*, each with mean 0 and standard deviation 1 over it.
 
-    A constant field becomes zeros.
+    A constant field becomes zeros. On a grid without latitudes and longitudes cells belong together by row and
+    column, counted northwards and eastwards where both files say which way they run.
 
     :returns: ``[static, lat, lon]`` float32, south to north.
     :raises HookloopError: where one is missing, does not cover *grid* or has a value that is not finite.
     """
-    fields = [_load(static, grid) for static in statics]
+    try:
+        fields = [_load(static, grid) for static in statics]
+    except HookloopError as error:
+        raise HookloopError(f"downscaling.statics: {error}") from error
     return torch.stack(fields) if fields else torch.empty(0, *grid.shape)
 
 
 def _load(static: StaticConfig, grid: Grid) -> Tensor:
-    with ExitStack() as stack:
-        data = open_file(static.path, stack)
-        check_variables({static.path: data}, [static.variable])
-        array = data[static.variable]
-        array = array.squeeze([d for d in array.dims if array.sizes[d] == 1], drop=True)
-        if set(array.dims) != {"latitude", "longitude"}:
-            raise HookloopError(
-                f"{static.path}: {static.variable} has dimensions {', '.join(map(str, array.dims))}; "
-                "expected latitude, longitude"
-            )
-        latitude = _matching("latitude", latitude_axis(data.latitude), grid.latitude, static.path)
-        west = float(grid.longitude[0])
-        around = longitude_axis(data.longitude).turned(west)
-        longitude = _matching("longitude", around, grid.longitude, static.path)
-        values = read(array.transpose("latitude", "longitude"), latitude, longitude).astype(np.float64)
+    found = read_static(static.path, static.variable)
+    values = _by_place(found, grid, static.path) if grid.gridded else _by_index(found, grid, static.path)
     if bad := int((~np.isfinite(values)).sum()):
         raise HookloopError(
             f"{static.path}: {bad} of {values.size} values of {static.variable} are NaN or infinite; "
@@ -60,6 +47,34 @@ def _load(static: StaticConfig, grid: Grid) -> Tensor:
     # A constant field leaves rounding errors where it should leave nothing.
     anomaly = values - values.mean() if np.ptp(values) > 0 else np.zeros_like(values)
     return torch.from_numpy((anomaly / (spread or 1.0)).astype(np.float32))
+
+
+def _by_place(found: Static, grid: Grid, path: str) -> Floats:
+    """Choose the cells at the coordinates of *grid*."""
+    if not found.gridded:
+        raise HookloopError(
+            f"{path}: no latitude and longitude along dimensions of their own; expected those of the fine grid"
+        )
+    latitude = _matching("latitude", found.latitude, grid.latitude, path)
+    around = found.longitude.turned(float(grid.longitude[0]))
+    longitude = _matching("longitude", around, grid.longitude, path)
+    return np.ascontiguousarray(found.values[np.ix_(latitude.index, longitude.index)])
+
+
+def _by_index(found: Static, grid: Grid, path: str) -> Floats:
+    """Take all cells northwards and eastwards, or as the fine file has them where either says nothing of that."""
+    if found.values.shape != grid.shape:
+        raise HookloopError(
+            f"{path}: {found.values.shape} cells do not match the fine grid, {grid.shape} (rows, columns)"
+        )
+    axes = (found.latitude, found.longitude)
+    return np.ascontiguousarray(found.values[np.ix_(*map(_beside, axes, grid.order))])
+
+
+def _beside(axis: Axis, order: Indices | None) -> Indices:
+    if order is None:
+        return np.arange(len(axis.index))
+    return axis.index if axis.oriented else order
 
 
 def _matching(name: str, axis: Axis, expected: Floats, path: str) -> Axis:

@@ -7,8 +7,9 @@ import pytest
 import xarray as xr
 
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.pairs import Grid
-from hookloop.plugins.downscaling.statics import StaticConfig, load_statics
+from hookloop.plugins.downscaling.data_options import StaticConfig
+from hookloop.plugins.downscaling.grids import Grid
+from hookloop.plugins.downscaling.statics import load_statics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,5 +80,68 @@ def test_field_that_changes(tmp_path: Path) -> None:
         {"lat": GRID.latitude, "lon": GRID.longitude},
     )
     data.to_netcdf(tmp_path / "z.nc", engine="h5netcdf")
-    with pytest.raises(HookloopError, match="z has dimensions time, latitude, longitude"):
+    with pytest.raises(HookloopError, match="z has dimensions time, lat, lon"):
         load_statics([StaticConfig(str(tmp_path / "z.nc"), "z")], GRID)
+
+
+COUNTED = Grid(np.arange(3.0), np.arange(4.0), gridded=False)
+
+
+def save_projected(path: Path) -> str:
+    """Write a field of rows and columns, without coordinates."""
+    xr.Dataset({"z": (("y", "x"), HEIGHT)}).to_netcdf(path, engine="h5netcdf")
+    return str(path)
+
+
+def test_projected_grid_by_row_and_column(tmp_path: Path) -> None:
+    """On a grid without latitudes a field of its shape is taken as it is stored."""
+    (loaded,) = load_statics([StaticConfig(save_projected(tmp_path / "z.nc"), "z")], COUNTED)
+    np.testing.assert_allclose(loaded, (HEIGHT - HEIGHT.mean()) / HEIGHT.std(), rtol=1e-5, atol=1e-6)
+
+
+def save_rows(path: Path, *, descending: bool, known: bool) -> str:
+    """Write HEIGHT northwards, or turned round, on rows and columns with or without coordinates."""
+    y, x = np.arange(3) * 5e3, np.arange(4) * 5e3
+    data = xr.Dataset({"z": (("y", "x"), HEIGHT)}, {"y": y, "x": x} if known else {})
+    turn = slice(None, None, -1)
+    data = data.isel(y=turn, x=turn) if descending else data
+    data.to_netcdf(path, engine="h5netcdf")
+    return str(path)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("order", ["northwards", "southwards", "unknown"])
+@pytest.mark.parametrize("descending", [True, False])
+def test_rows_and_columns_that_run_either_way(
+    tmp_path: Path, order: str, *, descending: bool, known: bool
+) -> None:
+    """Its own coordinates put it north where those of the fine file do; else it is stored as the fine file is."""
+    path = save_rows(tmp_path / "z.nc", descending=descending, known=known)
+    rows, columns = np.arange(3), np.arange(4)
+    orders = {
+        "northwards": (rows, columns),
+        "southwards": (rows[::-1], columns[::-1]),
+        "unknown": (None, None),
+    }
+    (loaded,) = load_statics([StaticConfig(path, "z")], Grid(rows * 1.0, columns * 1.0, False, orders[order]))  # noqa: FBT003
+    stored = HEIGHT[::-1, ::-1] if descending else HEIGHT
+    as_the_fine_file = stored[::-1, ::-1] if order == "southwards" else stored
+    truth = HEIGHT if known and order != "unknown" else as_the_fine_file
+    np.testing.assert_allclose(loaded, (truth - truth.mean()) / truth.std(), rtol=1e-5, atol=1e-6)
+
+
+def test_projected_grid_of_another_shape(tmp_path: Path) -> None:
+    """A field of another shape is refused with both."""
+    path = save_projected(tmp_path / "z.nc")
+    other = Grid(np.arange(3.0), np.arange(5.0), gridded=False)
+    with pytest.raises(HookloopError, match=r"z\.nc: \(3, 4\) cells do not match the fine grid, \(3, 5\)"):
+        load_statics([StaticConfig(path, "z")], other)
+
+
+def test_field_without_coordinates(tmp_path: Path) -> None:
+    """A field without latitudes could lie upside down on a grid that has them, so it is refused."""
+    path = save_projected(tmp_path / "z.nc")
+    with pytest.raises(
+        HookloopError, match=r"z\.nc: no latitude and longitude .*expected those of the fine grid"
+    ):
+        load_statics([StaticConfig(path, "z")], GRID)
