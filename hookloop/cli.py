@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hookloop.arguments import config_options, names
 from hookloop.errors import HookloopError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
     from hookloop.core import Run
     from hookloop.manager import Assembly
+
+
+_HELP = 120
+"""Characters of a command's help in a list."""
 
 
 class Commands(click.Group):
@@ -39,6 +44,12 @@ class Commands(click.Group):
             if name.startswith(self.prefix) and "." not in name.removeprefix(self.prefix)
         }
 
+    def _described(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command, if it may be imported for its help alone: those of this package import nothing heavy."""
+        entries = entry_points(group="hookloop.commands", name=self._offered().get(name, ""))
+        light = all(entry.dist is not None and entry.dist.name == "hookloop" for entry in entries)
+        return self.get_command(ctx, name) if light else super().get_command(ctx, name)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command by name, without loading any."""
         return sorted({*super().list_commands(ctx), *self._offered()})
@@ -51,11 +62,11 @@ class Commands(click.Group):
         return own
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands; those that would have to be imported are named without their help."""
+        """List the commands; those of others, which would have to be imported, are named without their help."""
         rows = []
         for name in self.list_commands(ctx):
-            own = click.Group.get_command(self, ctx, name)
-            rows.append((name, own.get_short_help_str(80) if own else "from a plugin; see its --help"))
+            own = self._described(ctx, name)
+            rows.append((name, own.get_short_help_str(_HELP) if own else "from a plugin; see its --help"))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -85,33 +96,26 @@ class InitCommands(Commands):
     prefix = "init."
 
 
-def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
-    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
-
-
-def _config_options(function: Callable[..., None]) -> Callable[..., None]:
-    for decorate in (
-        click.argument("config", type=click.Path(path_type=Path)),
-        click.option(
-            "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Override an option."
-        ),
-        click.option("--plugins", callback=_names, metavar="LIST", help="Plugins in firing order: a,b,no:c."),
-    ):
-        function = decorate(function)
-    return function
-
-
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hookloop")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Train models with an event loop made of plugins.
 
     Try: hookloop init downscaling sample && hookloop run sample/cfg.yaml
     """
+    context.obj = _make_run  # for commands of plugins, which must not import what assembles plugins
+
+
+def _make_run(config: Path, plugins: Sequence[str] | None, overrides: Sequence[str]) -> Run:
+    """Make the run that a configuration describes, and touch nothing on the disk."""
+    from hookloop import logs, manager
+
+    return manager.make_run(_assemble(config, plugins, overrides), logs.events_to(None))
 
 
 @cli.command()
-@_config_options
+@config_options
 @click.option("--dir", "directory", metavar="DIR", help="Where the run writes; overrides run.dir.")
 @click.option("--fresh", is_flag=True, help="Demand an empty or absent directory instead of resuming.")
 def run(
@@ -170,7 +174,7 @@ def _tell_end(run: Run) -> int:
 
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@_config_options
+@config_options
 @click.option(
     "--dir",
     "directory",
@@ -255,7 +259,7 @@ def config() -> None:
 
 
 @config.command()
-@_config_options
+@config_options
 def check(config: Path, plugins: list[str] | None, overrides: tuple[str, ...]) -> None:
     """Say whether CONFIG is sound, or every problem in it, a line each."""
     assembly = _assemble(config, plugins, overrides, None)
@@ -276,7 +280,7 @@ def list_plugins() -> None:
 
 @cli.command()
 @click.option("--order", is_flag=True, help="Who answers each hook, in firing order.")
-@click.option("--plugins", callback=_names, metavar="LIST", help="Plugins in firing order, with --order.")
+@click.option("--plugins", callback=names, metavar="LIST", help="Plugins in firing order, with --order.")
 def hooks(plugins: list[str] | None, *, order: bool) -> None:
     """Print the hook reference, or with --order who answers each hook."""
     from hookloop import describe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from importlib.metadata import entry_points
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import attrs
 
@@ -17,7 +17,7 @@ from hookloop.words import type_in_words
 
 def plugins() -> str:
     """Every installed plugin: version, where from, on by default or not, its hooks, its options; first the core's."""
-    core = "\n  ".join(["run  (the core's own section)", *_options(RunConfig)])
+    core = "\n  ".join(["run  (the core's own section)", *_options(RunConfig, "", {})])
     return "\n\n".join([core, *(_plugin(name) for name in sorted(manager.installed()))])
 
 
@@ -29,7 +29,7 @@ def _plugin(name: str) -> str:
         cls = manager.load(name)
     except Exception as error:  # noqa: BLE001 - one broken plugin must not hide the others
         return f"{head}\n  broken: {' '.join(str(error).split())}"
-    lines = [_first_line(cls), f"hooks: {', '.join(_hooks_of(cls)) or 'none'}", *_options(cls)]
+    lines = [_first_line(cls), f"hooks: {', '.join(_hooks_of(cls)) or 'none'}", *_options(cls, "", {})]
     return "\n  ".join([head, *lines])
 
 
@@ -41,21 +41,46 @@ def _hooks_of(cls: type) -> list[str]:
     ]
 
 
-def _options(cls: type, prefix: str = "") -> list[str]:
-    lines = []
+def _options(cls: type, prefix: str, listed: dict[type, str]) -> list[str]:
+    """List the options of *cls*, with those within them.
+
+    :param listed: by class, the option where its own have been listed; that is done once, but for options with
+        defaults of their own.
+    """
+    lines: list[str] = []
     for a in resolved_fields(cls):
         if not a.init:
             continue
         name = f"{prefix}{a.alias or a.name}"
-        lines.append(f"{name}: {_default(a)}  # {a.metadata.get('help', '')}".rstrip(" #"))
+        line = f"{name}: {_default(a)}  # {a.metadata.get('help', '')}".rstrip(" #")
         if "group" in a.metadata:
-            lines += _choices(a, name)
-        elif isinstance(a.type, type) and attrs.has(a.type):
-            lines += _options(a.type, f"{name}.")
+            lines += [line, *_choices(a, name, listed)]
+            continue
+        within = _within(a.type, name)
+        known = [listed[one] for one in within if one in listed and one != a.type]
+        if known:
+            line += f"{';' if '  # ' in line else '  #'} options as of {', '.join(known)}"
+        lines.append(line)
+        for one, place in within.items():
+            if one not in listed or one == a.type:
+                listed.setdefault(one, place)
+                lines += _options(one, f"{place}.", listed)
     return lines
 
 
-def _choices(a: attrs.Attribute[Any], option: str) -> list[str]:
+def _within(kind: object, option: str) -> dict[type, str]:
+    """Classes of options that *option* may hold, each with where it holds them: ``x``, ``x[]`` or ``x.NAME``."""
+    if isinstance(kind, type) and attrs.has(kind):
+        return {kind: option}
+    held_as = {list: "[]", tuple: "[]", dict: ".NAME"}
+    place = next((option + held_as[holder] for holder in held_as if get_origin(kind) is holder), option)
+    found: dict[type, str] = {}
+    for part in get_args(kind):
+        found = {**_within(part, place), **found}
+    return found
+
+
+def _choices(a: attrs.Attribute[Any], option: str, listed: dict[type, str]) -> list[str]:
     """Every class that may be chosen as *option*, by name, with the options it then has; not again for a list."""
     lines: list[str] = []
     if get_origin(a.type) is list:
@@ -66,7 +91,7 @@ def _choices(a: attrs.Attribute[Any], option: str) -> list[str]:
         except Exception as error:  # noqa: BLE001 - one broken choice must not hide the others
             lines.append(f"{option}.name: {entry.name}  # broken: {' '.join(str(error).split())}")
             continue
-        lines += [f"{option}.name: {entry.name}  # {_first_line(cls)}", *_options(cls, f"{option}.")]
+        lines += [f"{option}.name: {entry.name}  # {_first_line(cls)}", *_options(cls, f"{option}.", listed)]
     return lines
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     Field = NDArray[np.floating[Any]]
 
-_MEMBERS = 3  # what fits into a row beside the spread
+_PANELS = 6
+"""Of fields, beside error and spread."""
 
 
 @frozen(eq=False)
@@ -27,7 +28,7 @@ class Case:
     title: str
     units: str
     given_as: str
-    given: Field
+    given: Field | None
     """What there was to start from, ``[lat, lon]`` of this or a coarser grid, over the same extent."""
     truth: Field
     """``[lat, lon]``."""
@@ -38,34 +39,35 @@ class Case:
 
 
 def ensemble_figure(case: Case) -> Figure:
-    """Draw what was given, the truth, the ensemble mean and single members, its error and its spread.
+    """Draw what was given, if anything, the truth, the ensemble mean and members, its error and its spread.
 
     The fields share one colour scale; error and spread share another, so that they can be compared.
     """
     latitude, longitude = case.latitude.astype(float), np.unwrap(case.longitude.astype(float), period=360)
     mean, spread = case.members.mean(0), case.members.std(0, ddof=1)
     error = mean - case.truth
-    shown = case.members[:_MEMBERS]
-    low, high = _limits([case.truth, mean, *shown])
-    worst = _limits([np.abs(error), spread])[1]
+    given = {} if case.given is None else {case.given_as: case.given}
+    shown = case.members[: _PANELS - 2 - len(given)]
+    low, high = limits([case.truth, mean, *shown])
+    worst = limits([np.abs(error), spread])[1]
 
     aspect = 1 / np.cos(np.radians(np.clip(np.abs(latitude).mean(), 0, 75)))
-    figure, axes = _panels(aspect * np.ptp(_edges(latitude)) / np.ptp(_edges(longitude)))
-    fields = {case.given_as: case.given, "truth": case.truth, f"mean of {len(case.members)} members": mean}
+    figure, axes = _panels(aspect * np.ptp(edges(latitude)) / np.ptp(edges(longitude)))
+    fields = given | {"truth": case.truth, f"mean of {len(case.members)} members": mean}
     fields |= {f"member {i + 1}": member for i, member in enumerate(shown)}
     left = [*axes[0][:3], *axes[1][:3]]
     for ax, (name, field) in zip(left, fields.items(), strict=False):
-        image = _draw(ax, name, field, latitude, longitude)
+        image = draw(ax, name, field, latitude, longitude)
         image.set_cmap("viridis")
         image.set_clim(low, high)
     for ax in left[len(fields) :]:
         ax.set_axis_off()
-    missed = _draw(
+    missed = draw(
         axes[0][3], f"error of the mean, RMSE {_rms(error):.2g} {case.units}", error, latitude, longitude
     )
     missed.set_cmap("RdBu_r")
     missed.set_clim(-worst, worst)
-    spreading = _draw(axes[1][3], f"spread, RMS {_rms(spread):.2g} {case.units}", spread, latitude, longitude)
+    spreading = draw(axes[1][3], f"spread, RMS {_rms(spread):.2g} {case.units}", spread, latitude, longitude)
     spreading.set_cmap("magma")
     spreading.set_clim(0, worst)
 
@@ -87,11 +89,11 @@ def _panels(tallness: float) -> tuple[Figure, list[list[Axes]]]:
     return figure, figure.subplots(2, 4, sharex=True, sharey=True).tolist()
 
 
-def _draw(ax: Axes, title: str, field: Field, latitude: Field, longitude: Field) -> ScalarMappable:
+def draw(ax: Axes, title: str, field: Field, latitude: Field, longitude: Field) -> ScalarMappable:
     """Draw *field*, on the grid or a coarser one of the same extent, with north up and east to the right."""
     south_up = field if latitude[0] <= latitude[-1] else field[::-1]
-    y = _coarser(_edges(np.sort(latitude)), field.shape[0])
-    x = _coarser(_edges(longitude), field.shape[1])
+    y = coarser(edges(np.sort(latitude)), field.shape[0])
+    x = coarser(edges(longitude), field.shape[1])
     image: ScalarMappable = ax.pcolorfast(x, y, south_up)
     ax.set_title(title, fontsize=10)
     ax.label_outer()
@@ -102,7 +104,7 @@ def _draw(ax: Axes, title: str, field: Field, latitude: Field, longitude: Field)
     return image
 
 
-def _edges(centres: Field) -> Field:
+def edges(centres: Field) -> Field:
     """Borders of the cells around *centres*, one more than those."""
     if len(centres) == 1:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
@@ -110,14 +112,14 @@ def _edges(centres: Field) -> Field:
     return np.concatenate([[2 * centres[0] - between[0]], between, [2 * centres[-1] - between[-1]]])
 
 
-def _coarser(edges: Field, cells: int) -> Field:
+def coarser(edges: Field, cells: int) -> Field:
     """Borders of *cells* cells that share the extent of *edges*."""
     fine = np.linspace(0, 1, len(edges))
     borders: Field = np.interp(np.linspace(0, 1, cells + 1), fine, edges)
     return borders
 
 
-def _limits(fields: list[Field]) -> tuple[float, float]:
+def limits(fields: list[Field]) -> tuple[float, float]:
     """Give a colour scale that a few extreme pixels don't wash out."""
     low, high = np.percentile(np.concatenate([field.ravel() for field in fields]), [0.5, 99.5])
     return float(low), float(high) if high > low else float(low) + 1.0

@@ -96,7 +96,7 @@ class Paired:
     target: Mapping[str, Tensor]
     """``[case, lat, lon]``."""
     baseline: Mapping[str, Tensor]
-    """What is to be beaten (for downscaling: bicubic interpolation), ``[case, lat, lon]``."""
+    """What is to be beaten (for downscaling: bicubic interpolation), ``[case, lat, lon]``, where there is any."""
     coarse: Mapping[str, Tensor]
     """What was given, ``[case, coarse lat, coarse lon]``."""
     latitude: Sequence[float]
@@ -129,3 +129,12 @@ class Generative(Task, Protocol):
         The noise of a member is a function of its seed alone, so that it is the same field for any
         batch size.
         """
+
+
+@runtime_checkable
+class WithoutBaseline(Protocol):
+    """A :class:`Generative` that tells beforehand which variables there is nothing to compare with."""
+
+    @property
+    def without_baseline(self) -> Sequence[str]:
+        """Those variables of :attr:`Paired.prediction` that :attr:`Paired.baseline` lacks."""

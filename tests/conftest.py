@@ -1,10 +1,11 @@
-"""What all tests share: one thread, as in the processes they start, and packages made for one test."""
+"""What all tests share: one thread and a cache of their own, as in the processes they start, and packages."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 # Sums come out with other bits on another number of threads; real processes are started with one too.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+_CACHE = TemporaryDirectory(prefix="hookloop-cache-", ignore_cleanup_errors=True)
+"""Nothing is written to the user's own; it is removed at the end."""
+os.environ["HOOKLOOP_CACHE"] = _CACHE.name
 
 
 @define

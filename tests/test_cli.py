@@ -461,12 +461,21 @@ def test_a_command_of_a_third_party_is_listed_and_runs(site: Site, call: Callabl
     )
     listed = call("--help").out
     assert "greeter" not in sys.modules
-    assert "  greet " in listed
+    assert "  greet     from a plugin; see its --help" in listed
     assert "init.me" not in listed
     assert [(call("greet", code).code, call("init", "me", code).out) for code in (0, 3)] == [
         (0, "hello\n"),
         (3, "hello\n"),
     ]
+
+
+def test_commands_of_this_package_are_listed_with_their_help(call: Callable[..., Answer]) -> None:
+    """They import nothing heavy; what a third party's does is unknown, so its help is not asked for."""
+    listed = " ".join(call("--help").out.split())
+    assert " inspect Print what the data of CONFIG are: grids, times" in listed
+    assert " compare Print the scores of a run's last inference beside" in listed
+    assert " ema Work with the averages of the weights that a run has kept." in listed
+    assert "Write sample data and a cfg.yaml" in call("init", "--help").out
 
 
 @pytest.mark.parametrize(

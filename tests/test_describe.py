@@ -83,6 +83,53 @@ def test_a_plugin_s_block_says_all_there_is_to_know(site: Site) -> None:
     ]
 
 
+WITHIN = '''
+import attrs
+from hookloop.settings import doc
+
+@attrs.frozen
+class Leaf:
+    """The innermost."""
+    size: int = attrs.field(metadata=doc("how large"))
+
+@attrs.frozen
+class Branch:
+    """Holds leaves."""
+    leaves: list[str | Leaf] = attrs.field(factory=list, metadata=doc("names, or leaves"))
+
+@attrs.define(eq=False)
+class Plugin:
+    """Hold much."""
+    either: Branch | list[Branch] | None = attrs.field(default=None, metadata=doc("one, several or none"))
+    by_name: dict[str, Leaf] = attrs.field(factory=dict, metadata=doc("by name"))
+    one: Branch = attrs.field(factory=Branch)
+    other: Branch | None = None
+'''
+
+
+def test_options_within_lists_names_and_alternatives_are_described_once(site: Site) -> None:
+    """Below what holds them; another that may hold the same class says where that was."""
+    site.install("within", WITHIN, {"hookloop": {"within": "within:Plugin"}})
+    assert block("within")[3:] == [
+        "  either: null  # one, several or none",
+        "  either.leaves: []  # names, or leaves",
+        "  either.leaves[].size: <an integer, required>  # how large",
+        "  by_name: {}  # by name; options as of either.leaves[]",
+        "  one: ...",
+        "  one.leaves: []  # names, or leaves; options as of either.leaves[]",
+        "  other: null  # options as of either",
+    ]
+
+
+def test_options_of_downscaling_that_are_held_by_others_are_described() -> None:
+    """Sources, blocks of time, static fields, regions and transforms."""
+    names = {line.split(":")[0].strip() for line in block("downscaling")}
+    assert {"train.coarse[].path", "train.coarse[].rename", "train.coarse[].ensemble"} <= names
+    assert {"train.coarse[].storage_options", "train.repeat.take", "statics[].variable"} <= names
+    assert {"patch.region.weight", "transforms.NAME.scale", "transforms.NAME.minimum"} <= names
+    assert any(line.endswith("options as of train") for line in block("downscaling"))
+
+
 def test_built_in_plugins_say_so() -> None:
     """With the version of this package."""
     assert block("checkpoint")[0].startswith(f"checkpoint  (hookloop {__version__}, ")

@@ -64,3 +64,13 @@ def test_constant_and_tiny_fields_are_drawn(shape: tuple[int, int], tmp_path: Pa
     case = case_of(np.full(shape, 7.0), list(range(height)), list(range(width)))
     figure = ensemble_figure(attrs.evolve(case, members=np.full((2, *shape), 7.0)))
     figure.savefig(tmp_path / "constant.png", bbox_inches="tight")
+
+
+def test_what_was_not_given_is_not_drawn() -> None:
+    """Its place is taken by one more member."""
+    truth = np.arange(12.0).reshape(4, 3)
+    case = case_of(truth, [50.0, 51.0, 52.0, 53.0], [0.0, 1.0, 2.0])
+    members = np.stack([truth + i for i in range(6)])
+    panels = [ax.get_title() for ax in ensemble_figure(attrs.evolve(case, given=None, members=members)).axes]
+    fields = [name for name in panels if name and "error" not in name and "spread" not in name]
+    assert fields == ["truth", "mean of 6 members", *(f"member {i}" for i in (1, 2, 3, 4))]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -64,13 +64,14 @@ def run(config: Path, directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def started(config: Path, directory: Path) -> Iterator[subprocess.Popen[str]]:
+def started(config: Path, directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command(config, directory),
+        [*command(config, directory), *arguments],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         yield process
@@ -173,6 +174,55 @@ def test_kill_9_then_the_same_command(config: Path, uninterrupted: Path, tmp_pat
         process.communicate()
 
     done = run(config, directory)
+
+    assert done.returncode == 0, done.stderr
+    assert_same_end(directory, uninterrupted)
+
+
+STREAMED = ("--set", "downscaling.train.cache=none", "--set", "downscaling.train.workers=2")
+
+
+def readers_of(process: subprocess.Popen[str]) -> list[int]:
+    """Processes that the run has started to read its data."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_readers_that_are_killed_change_nothing(config: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """Streamed from files by processes that are killed again and again, the run ends with the same bits."""
+    directory, killed = tmp_path / "run", 0
+    log = directory / "log.jsonl"
+    with started(config, directory, *STREAMED) as process:
+        wait_for(log.exists, process)
+        while process.poll() is None:
+            for pid in readers_of(process):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+            time.sleep(3)  # long enough for the next to begin
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert killed > 0
+    assert "data.reader_died" in log.read_text()
+    assert_same_end(directory, uninterrupted)
+
+
+def test_ctrl_c_reaches_the_run_and_not_its_readers(
+    config: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """A signal to the whole group, as a terminal sends it, saves and ends the run; it is resumed bit for bit."""
+    directory = tmp_path / "run"
+    with started(config, directory, *STREAMED) as process:
+        wait_for((directory / "checkpoints" / "latest.ckpt").exists, process)
+        readers = readers_of(process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "data.reader_died" not in (directory / "log.jsonl").read_text()
+    assert len(readers) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in readers)
+
+    done = run(config, directory)  # from memory this time
 
     assert done.returncode == 0, done.stderr
     assert_same_end(directory, uninterrupted)

@@ -15,10 +15,10 @@ from hookloop.durable import write_whole
 from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.settings import doc, epoch_slice, epochs_in
-from hookloop.task import Generative
+from hookloop.task import Generative, WithoutBaseline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -68,7 +68,10 @@ class Generation:
     error: Literal["crps", "crps_relative", "rmse"] = field(
         default="crps_relative",
         validator=in_(("crps", "crps_relative", "rmse")),
-        metadata=doc("the score that, averaged over variables, is inference/error: what is minimised"),
+        metadata=doc(
+            "the score that, averaged over variables, is inference/error: what is minimised; "
+            "crps_relative needs a baseline of each"
+        ),
     )
     figures: int = field(
         default=1, validator=ge(0), metadata=doc("of how many of the last cases to draw figures")
@@ -76,10 +79,16 @@ class Generation:
 
     @hookimpl
     def before_run(self, run: Run) -> None:
-        """Say so where there is nothing to do."""
-        if _generative(run) is None:
+        """Say so where there is nothing to do.
+
+        :raises HookloopError: where ``error`` is relative to a baseline that a variable does not have.
+        """
+        task = _generative(run)
+        if task is None:
             run.events.info("generation.idle", why="the task cannot generate, or has no validation split")
             return
+        if isinstance(task, WithoutBaseline):
+            self._expect_baselines(task.without_baseline)
         validated = run.config.validated_epochs(run.task.data["train"].n_batches)
         if set(validated).isdisjoint(epochs_in(self.epochs, run.config.max_epochs)):
             run.events.warning(
@@ -112,6 +121,13 @@ class Generation:
             _draw(run, paired, i, case)
         return metrics
 
+    def _expect_baselines(self, lacking: Sequence[str]) -> None:
+        if lacking and self.error == "crps_relative":
+            raise HookloopError(
+                f"generation.error: crps_relative, but there is no baseline of {', '.join(lacking)} to relate "
+                "to; expected crps or rmse"
+            )
+
     def _is_due(self, run: Run) -> bool:
         numbers = epochs_in(self.epochs, run.config.max_epochs)
         return run.progress.step == 0 or run.progress.epoch + 1 in numbers
@@ -130,7 +146,7 @@ class Generation:
             run, task, members=self.members, max_batch=max_batch, limit=self.windows
         ):
             for name, prediction in paired.prediction.items():
-                target, baseline = paired.target[name], paired.baseline[name]
+                target, baseline = paired.target[name], paired.baseline.get(name)
                 _expect_finite(name, paired, prediction=prediction, target=target, baseline=baseline)
                 scores[name].update(prediction, target, baseline)
             last.extend((paired, i, case) for i, case in enumerate(window.cases))
@@ -140,10 +156,12 @@ class Generation:
         if not scores:
             raise HookloopError("generation: found no case in the validation split, expected at least one")
         results = {name: _result(name, summed) for name, summed in scores.items()}
+        self._expect_baselines([name for name, result in results.items() if self.error not in result])
         metrics = {
             f"inference/{score}/{name}": result[score]
             for name, result in results.items()
             for score in _SCORES
+            if score in result
         }
         metrics["inference/error"] = fmean(result[self.error] for result in results.values())
         return metrics
@@ -154,10 +172,10 @@ def _generative(run: Run) -> Generative | None:
 
 
 def _expect_finite(
-    name: str, paired: Paired, *, prediction: Tensor, target: Tensor, baseline: Tensor
+    name: str, paired: Paired, *, prediction: Tensor, target: Tensor, baseline: Tensor | None
 ) -> None:
     for what, values in (("truth", target), ("baseline", baseline), ("generated field", prediction)):
-        if bool(values.isfinite().all()):
+        if values is None or bool(values.isfinite().all()):
             continue
         cases = [
             label for label, value in zip(paired.labels, values, strict=True) if not value.isfinite().all()
@@ -184,12 +202,13 @@ def _draw(run: Run, paired: Paired, i: int, case: int) -> None:
 
     when = f"epoch {run.progress.epoch + 1}" if run.progress.step else "before training"
     for name, prediction in paired.prediction.items():
+        given = paired.coarse.get(name, paired.baseline.get(name))
         figure = ensemble_figure(
             Case(
                 title=", ".join(part for part in (name, paired.labels[i], paired.lead_time, when) if part),
                 units=paired.units.get(name, ""),
                 given_as="coarse input" if name in paired.coarse else "baseline",
-                given=paired.coarse.get(name, paired.baseline[name])[i].float().numpy(force=True),
+                given=None if given is None else given[i].float().numpy(force=True),
                 truth=paired.target[name][i].float().numpy(force=True),
                 members=prediction[i].float().numpy(force=True),
                 latitude=np.asarray(paired.latitude),

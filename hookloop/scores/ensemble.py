@@ -96,42 +96,52 @@ class EnsembleScores:
     squared_error: float = 0.0
     """Of the ensemble mean."""
     variance: float = 0.0
+    compared: int = 0
+    """Cases times pixels with a baseline: all of them or none."""
     baseline_absolute: float = 0.0
     baseline_squared: float = 0.0
 
-    def update(self, prediction: Tensor, target: Tensor, baseline: Tensor) -> None:
+    def update(self, prediction: Tensor, target: Tensor, baseline: Tensor | None) -> None:
         """Count more cases.
 
         :param prediction: ``[case, member, lat, lon]``.
         :param target: the truth, ``[case, lat, lon]``.
-        :param baseline: what is to be beaten, ``[case, lat, lon]``.
+        :param baseline: what is to be beaten, ``[case, lat, lon]``, if there is anything.
         :raises ValueError: for fewer than two members, shapes that do not fit, another number of members
-            than before, or any value that is not finite; nothing is counted then.
+            than before, a baseline for some cases only, or any value that is not finite; nothing is counted
+            then.
         """
+        own = EnsembleScores(
+            members=prediction.shape[1],
+            n=target.numel(),
+            crps=fair_crps(prediction, target).sum().item(),
+            squared_error=mean_squared_error(prediction, target).sum().item(),
+            variance=ensemble_variance(prediction).sum().item(),
+        )
+        if baseline is not None:
+            own._compare(baseline, target)
+        self.merge(own)
+
+    def _compare(self, baseline: Tensor, target: Tensor) -> None:
         if baseline.shape != target.shape:
             raise ValueError(f"expected a baseline of {list(target.shape)}, found {list(baseline.shape)}")
         missed = _float64(baseline) - _float64(target)
-        self.merge(
-            EnsembleScores(
-                members=prediction.shape[1],
-                n=target.numel(),
-                crps=fair_crps(prediction, target).sum().item(),
-                squared_error=mean_squared_error(prediction, target).sum().item(),
-                variance=ensemble_variance(prediction).sum().item(),
-                baseline_absolute=missed.abs().sum().item(),
-                baseline_squared=missed.square().sum().item(),
-            )
-        )
+        self.compared = target.numel()
+        self.baseline_absolute = missed.abs().sum().item()
+        self.baseline_squared = missed.square().sum().item()
 
     def merge(self, other: EnsembleScores) -> None:
         """Count what *other* has counted too, say on another rank.
 
-        :raises ValueError: where the numbers of members differ or a sum of *other* is not finite.
+        :raises ValueError: where the numbers of members differ, one has a baseline and the other has none,
+            or a sum of *other* is not finite.
         """
         if not other.n:
             return
         if self.n and self.members != other.members:
             raise ValueError(f"expected {self.members} members as before, found {other.members}")
+        if self.n and bool(self.compared) is not bool(other.compared):
+            raise ValueError("expected a baseline for all cases or for none, found one for some")
         sums = asdict(other)
         if broken := [name for name, total in sums.items() if not math.isfinite(total)]:
             raise ValueError(f"found values that are not finite: they spoil {', '.join(broken)}")
@@ -142,23 +152,28 @@ class EnsembleScores:
     def result(self) -> dict[str, float]:
         """Scores of everything counted so far, means before ratios and roots; all of them finite.
 
-        ``crps`` (fair), ``crps_relative`` (mean CRPS over mean absolute error of the baseline), ``rmse`` (of
-        the ensemble mean), ``spread_skill``, ``mae_baseline`` and ``rmse_baseline``.
+        ``crps`` (fair), ``rmse`` (of the ensemble mean) and ``spread_skill``; with a baseline also
+        ``crps_relative`` (mean CRPS over mean absolute error of the baseline), ``mae_baseline`` and
+        ``rmse_baseline``.
 
         :raises ValueError: where nothing was counted, or the baseline or the ensemble mean is exact, so that
             a ratio is undefined.
         """
         if not self.n:
             raise ValueError("no case was counted, so there is nothing to score")
-        if self.baseline_absolute == 0:
+        if self.compared and self.baseline_absolute == 0:
             raise ValueError("the relative CRPS is undefined: the baseline is exact everywhere")
-        return {
+        scores = {
             "crps": self.crps / self.n,
-            "crps_relative": self.crps / self.baseline_absolute,
             "rmse": math.sqrt(self.squared_error / self.n),
             "spread_skill": spread_skill_ratio(
                 self.variance / self.n, self.squared_error / self.n, self.members
             ),
+        }
+        if not self.compared:
+            return scores
+        return scores | {
+            "crps_relative": self.crps / self.baseline_absolute,
             "mae_baseline": self.baseline_absolute / self.n,
             "rmse_baseline": math.sqrt(self.baseline_squared / self.n),
         }

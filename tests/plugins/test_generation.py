@@ -62,6 +62,7 @@ class NormalTask(Learnable):
     """The case whose first member is spoilt."""
     exact_baseline: bool = False
     missing_truth: bool = False
+    without_baseline: Sequence[str] = ()
 
     def windows(self, split: str, size: int, limit: int | None = None) -> Sequence[Window]:
         """Any cases may be left out."""
@@ -90,8 +91,8 @@ class NormalTask(Learnable):
         paired = Paired(
             prediction={name: fields * (1 + i) for i, name in enumerate(NAMES)},
             target={name: truth * (1 + i) for i, name in enumerate(NAMES)},
-            baseline=dict.fromkeys(NAMES, baseline),
-            coarse={"t2m": truth[:, ::2, ::2]},
+            baseline={name: baseline for name in NAMES if name not in self.without_baseline},
+            coarse={} if "t2m" in self.without_baseline else {"t2m": truth[:, ::2, ::2]},
             latitude=[55.0 - i for i in range(SHAPE[0])],
             longitude=[359.0, 0.0, 1.0, 2.0],
             labels=[f"day {case}" for case in window.cases],
@@ -200,6 +201,31 @@ def test_a_member_is_the_same_for_any_batch_size(max_batch: Any, calls: object, 
     whole = inferred(run_with(Generation(members=4, max_batch=1000, figures=0), NormalTask(), tmp_path))
     assert task.calls == calls
     assert metrics == pytest.approx(whole, rel=1e-12)
+
+
+def test_without_a_baseline_there_are_no_relative_scores(tmp_path: Path) -> None:
+    """Of that variable alone: all others are what they would be, and its figure shows what there is."""
+    with_both = inferred(run_with(Generation(error="crps"), NormalTask(), tmp_path / "a"))
+    task = NormalTask(without_baseline=["t2m"])
+    metrics = inferred(run_with(Generation(error="crps"), task, tmp_path / "b"))
+    assert metrics is not None
+    assert with_both is not None
+    lost = {f"inference/{score}/t2m" for score in ("crps_relative", "mae_baseline", "rmse_baseline")}
+    assert with_both.keys() - metrics.keys() == lost
+    assert metrics == {key: value for key, value in with_both.items() if key not in lost}
+    assert (tmp_path / "b" / "figures" / "t2m_0004.png").exists()
+
+
+def test_an_error_relative_to_nothing_is_refused(tmp_path: Path) -> None:
+    """Before the run where the task tells, otherwise as soon as it is seen; the way out is named."""
+    expected = r"generation\.error: crps_relative, .* no baseline of t2m .*; expected crps or rmse"
+    run = run_with(Generation(), NormalTask(without_baseline=["t2m"]), tmp_path)
+    with pytest.raises(HookloopError, match=expected):
+        run.hook.before_run(run=run)
+    with pytest.raises(HookloopError, match=expected):
+        inferred(run)
+    fine = run_with(Generation(error="rmse"), NormalTask(without_baseline=["t2m"]), tmp_path)
+    fine.hook.before_run(run=fine)
 
 
 def test_each_part_of_an_ensemble_carries_its_own_state(tmp_path: Path) -> None:

@@ -190,3 +190,18 @@ def test_undefined_results_are_refused() -> None:
     exact_mean.update(torch.stack([truth, truth], 1), truth, truth + 1)
     with pytest.raises(ValueError, match="the ensemble mean is exact"):
         exact_mean.result()
+
+
+def test_without_a_baseline_the_rest_is_scored() -> None:
+    """The other scores are those with one; a baseline for some cases only is refused, and nothing counted."""
+    members, truth = drawn(7, 5, 6, 4), drawn(7, 6, 4, seed=1)
+    alone, compared = EnsembleScores(), EnsembleScores()
+    alone.update(members, truth, None)
+    compared.update(members, truth, drawn(7, 6, 4, seed=2))
+    relative = {"crps_relative", "mae_baseline", "rmse_baseline"}
+    assert alone.result() == {k: v for k, v in compared.result().items() if k not in relative}
+    for one, other in ((alone, compared), (compared, alone)):
+        before = one.result()
+        with pytest.raises(ValueError, match="a baseline for all cases or for none"):
+            one.merge(other)
+        assert one.result() == before

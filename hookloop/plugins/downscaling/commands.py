@@ -1,11 +1,26 @@
-"""``hookloop init downscaling``: sample data and a configuration that runs as it is."""
+"""The commands of downscaling: ``init downscaling``, ``compare`` and ``inspect``."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import click
+
+from hookloop.arguments import config_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hookloop.core import Run
+
+
+class MakeRun(Protocol):
+    """What the command line has for commands that need a run."""
+
+    def __call__(self, config: Path, plugins: Sequence[str] | None, overrides: Sequence[str]) -> Run:
+        """Make the run that a configuration describes, and touch nothing on the disk."""
 
 
 @click.command("downscaling")
@@ -53,3 +68,35 @@ def compare(directory: Path, exact: Path | None) -> None:
     from hookloop.plugins.downscaling.comparison import table
 
     click.echo(table(directory, exact))
+
+
+@click.command("inspect")
+@config_options
+@click.option(
+    "--statistics/--no-statistics",
+    default=True,
+    show_default=True,
+    help="Read all splits whole: for statistics of the training split, and for values that are not finite in any.",
+)
+@click.option(
+    "--figure", metavar="PATH", type=click.Path(path_type=Path), help="Draw the domain and its patches there."
+)
+@click.pass_obj
+def inspect(
+    make_run: MakeRun,
+    config: Path,
+    plugins: list[str] | None,
+    overrides: tuple[str, ...],
+    *,
+    statistics: bool,
+    figure: Path | None,
+) -> None:
+    """Print what the data of CONFIG are: grids, times, patches, how they are read, statistics.
+
+    Everything that a run checks when it opens its data is checked. Values of a split that is streamed
+    (cache: none) a run checks only as it reads them; here they are read at once, unless --no-statistics
+    is given. Nothing is written but --figure.
+    """
+    from hookloop.plugins.downscaling.inspection import report
+
+    report(make_run(config, plugins, overrides), statistics=statistics, figure=figure)

@@ -20,7 +20,7 @@ _ROWS = {
 
 
 def table(run: Path, exact: Path | None) -> str:
-    """A line per score and variable: the model's, bicubic interpolation's and the exact answer's.
+    """A line per score and variable: the model's, bicubic interpolation's and the exact answer's, if known.
 
     :param run: directory of a run that has inferred at least once.
     :param exact: ``exact.json`` of the sample data.
@@ -32,10 +32,10 @@ def table(run: Path, exact: Path | None) -> str:
     lines = [f"after epoch {found['epoch']:g}, step {found['step']:g}"]
     for variable in variables:
         lines += ["", f"{variable:<44}{'model':>9}{'bicubic':>9}" + (f"{'exact':>9}" if known else "")]
-        scores = {name: found[f"inference/{name}/{variable}"] for name in _ROWS}
+        scores = {name: found.get(f"inference/{name}/{variable}") for name in _ROWS}
         bicubic = {
             "crps": found.get(f"inference/mae_baseline/{variable}"),
-            "crps_relative": 1.0,
+            "crps_relative": None if scores["crps_relative"] is None else 1.0,
             "rmse": found.get(f"inference/rmse_baseline/{variable}"),
         }
         for name, words in _ROWS.items():
@@ -45,7 +45,9 @@ def table(run: Path, exact: Path | None) -> str:
 
 
 def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"  # noqa: PLR2004 - 9 wide
 
 
 def last_inference(path: Path) -> Mapping[str, float]:

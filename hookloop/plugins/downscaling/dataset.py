@@ -1,28 +1,34 @@
-"""A split in memory, served as batches of paired patches: a pure function of (epoch, position, order)."""
+"""A split served as batches of paired patches: a pure function of (epoch, position, order)."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone uses
 from attrs import define, evolve, field, frozen
 from torch import Tensor
 
-from hookloop.plugins.downscaling.files import Times, dates
-from hookloop.plugins.downscaling.pairs import Pair, day_of_year, hour_of_day
-from hookloop.plugins.downscaling.patches import PatchConfig, corners, fine_corner, patch_shape, tiles
+from hookloop.plugins.downscaling.calendars import dates, day_of_year, hour_of_day
+from hookloop.plugins.downscaling.patches import PatchConfig, Plan, patch_shape, plan, position_weights
+from hookloop.plugins.downscaling.stores import HALO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from hookloop.plugins.downscaling.calendars import Times
+    from hookloop.plugins.downscaling.pairs import Pair
+    from hookloop.plugins.downscaling.stores import Sides, Store
     from hookloop.task import Order
 
     OrderSeed: TypeAlias = Callable[[int, str], int]
 
-HALO = 2
-"""Coarse cells around each patch: bicubic interpolation of a patch then equals that of the whole field."""
+__all__ = ["HALO", "PairBatch", "PairedData", "upsample", "with_halo"]
+
+_PLANS = 2
+"""Plans that are kept: of what is learnt, and of what is looked at in between."""
 
 
 @frozen(eq=False)
@@ -30,7 +36,8 @@ class PairBatch:
     """Some patches, coarse and fine, in physical units."""
 
     coarse: Tensor
-    """``[batch, input, lat + 2·HALO, lon + 2·HALO]``; beyond the domain the edge cell is repeated."""
+    """``[batch, input, lat + 2·HALO, lon + 2·HALO]``; beyond the domain the edge cell is repeated, but round
+    the globe the longitudes go on."""
     fine: Tensor
     """``[batch, output, factor·lat, factor·lon]``."""
     corner: Tensor
@@ -51,45 +58,35 @@ class PairBatch:
         return f"batch of {len(self)} patches at {dates(self.times)}{more}"
 
 
-@frozen(eq=False)
-class _Plan:
-    """Which patches a batch is made of; nothing is read yet."""
-
-    cases: Tensor
-    """``[batch]`` int64, times by number."""
-    corner: Tensor
-    """``[batch, 2]`` int64, on the coarse grid."""
-
-
 @define(eq=False)
 class PairedData:
     """The ``Data`` of :mod:`hookloop.task` for a :class:`Pair`.
 
     :param order_seed: the seed of an (epoch, order), from which its shuffle and patches are drawn; with
         ``None`` (validation) samples come in the order of time, the same ones each epoch.
-    :raises HookloopError: where the patch is larger than the grid.
+    :raises HookloopError: as :func:`patch_shape` and :func:`position_weights` do.
     """
 
     pair: Pair
+    store: Store
     patch: PatchConfig
     batch_size: int
     order_seed: OrderSeed | None
     device: torch.device
-    cache: Literal["auto", "device", "ram"] = "auto"
     _shape: tuple[int, int] = field(init=False)
-    _coarse: Tensor = field(init=False)
-    _fine: Tensor = field(init=False)
+    _weights: Tensor | None = field(init=False)
     _hour: Tensor = field(init=False)
     _day: Tensor = field(init=False)
+    _plan: Callable[[int, Order], tuple[Plan, Plan]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Put the fields where they are gathered from."""
-        place = cache_device(self.cache, self.pair, self.device)
-        self._shape = patch_shape(self.patch, self.pair.coarse_grid.shape)
-        self._coarse = with_halo(self.pair.coarse).to(place)
-        self._fine = self.pair.fine.to(place)
-        self._hour = hour_of_day(self.pair.times).to(place)
-        self._day = day_of_year(self.pair.times).to(place)
+        """Work out what is the same for every epoch."""
+        pair = self.pair
+        self._shape = patch_shape(self.patch, pair.coarse_grid.shape)
+        self._weights = position_weights(self.patch, pair.coarse_grid, self._shape, wraps=pair.periodic)
+        self._hour = torch.from_numpy(hour_of_day(pair.times)).to(self.store.place)
+        self._day = torch.from_numpy(day_of_year(pair.times)).to(self.store.place)
+        self._plan = lru_cache(_PLANS)(self._drawn)
 
     @property
     def n_samples(self) -> int:
@@ -103,81 +100,84 @@ class PairedData:
 
     @property
     def n_cases(self) -> int:
-        """Times, each of them one whole field."""
-        return len(self.pair.times)
+        """Whole fields: times, of every member of the coarse ones."""
+        return self.pair.n_cases
 
     def batches(
         self, epoch: int, start: int = 0, stop: int | None = None, order: Order = "main"
     ) -> Iterator[PairBatch]:
-        """Yield the batches ``start … stop - 1`` of *epoch*, on the device; nothing before them is read."""
-        whole = self._plan(epoch, order)
+        """Yield the batches ``start … stop - 1`` of *epoch*, on the device; nothing before them is read.
+
+        The first call of an epoch draws its plan, in time and memory linear in its patches (24 bytes each);
+        the last two plans are kept, so that other calls take as long for every *start*.
+        """
         end = self.n_batches if stop is None else min(stop, self.n_batches)
-        size = self.batch_size
-        plans = [
-            _Plan(whole.cases[n * size : (n + 1) * size], whole.corner[n * size : (n + 1) * size])
-            for n in range(start, end)
-        ]
-        if self.device.type == "cuda" and self._fine.device.type == "cpu":
-            yield from _copied_ahead(map(self._gather, plans), self.device)
-        else:
-            for plan in plans:
-                yield _moved(self._gather(plan), self.device)
+        whole, there = self._plan(epoch, order) if self.order_seed else self._plan(0, "main")
+        sides = self.store.patches(there, self._shape, self.batch_size, start, end)
+        found = (self._batch(whole, there, n, side) for n, side in enumerate(sides, start))
+        if self.store.place.type == self.device.type:
+            return found
+        return _copied_ahead(found, self.device)
 
     def cases(self, indices: Sequence[int]) -> PairBatch:
-        """Whole fields, with their halo, of the times with these numbers, on the device."""
+        """Whole fields, with their halo, of the cases with these numbers, on the device."""
         cases = torch.tensor(list(indices), dtype=torch.int64)
-        plan = _Plan(cases, torch.zeros(len(cases), 2, dtype=torch.int64))
-        return _moved(self._gather(plan, self.pair.coarse_grid.shape), self.device)
+        there = cases.to(self.store.place)
+        corner = torch.zeros(len(cases), 2, dtype=torch.int64, device=self.store.place)
+        return _moved(self._labelled(cases, there, corner, self.store.fields(there)), self.device)
+
+    def labels(self, indices: Sequence[int]) -> list[str]:
+        """Name the cases with these numbers: by their times, and of an ensemble by the member, from 0 on."""
+        found = [divmod(index, self.pair.members) for index in indices]
+        several = self.pair.members > 1
+        return [
+            str(self.pair.times[time])[:16] + (f", coarse member {member}" if several else "")
+            for time, member in found
+        ]
 
     def inside(self, coarse: Tensor) -> Tensor:
         """Drop the halo of ``[batch, input, lat, lon]``."""
         return coarse[..., HALO:-HALO, HALO:-HALO]
 
-    def _plan(self, epoch: int, order: Order) -> _Plan:
-        """Draw the order and the patches of a whole *epoch*; its order is one of (time, patch) items."""
-        generator = torch.Generator()
-        if self.order_seed is None:
-            generator.manual_seed(0)
-            items, turn = torch.arange(self.n_samples), 0
-        else:
-            generator.manual_seed(self.order_seed(epoch, order))
-            items, turn = torch.randperm(self.n_samples, generator=generator), epoch
-        grid = self.pair.coarse_grid.shape
-        if self.patch.random_offset:
-            corner = corners(grid, self._shape, self.n_samples, generator)
-        else:
-            positions = tiles(grid, self._shape)
-            # Without the turn a time would show the same tiles in every epoch.
-            corner = positions[(items + turn) % len(positions)]
-        return _Plan(items // self.patch.per_sample, corner)
+    def _drawn(self, epoch: int, order: Order) -> tuple[Plan, Plan]:
+        """Draw the order and the patches of a whole *epoch*: in memory, and where the store is."""
+        shuffled = self.order_seed is not None
+        generator = torch.Generator().manual_seed(self.order_seed(epoch, order) if self.order_seed else 0)
+        whole = plan(
+            self.patch,
+            self.pair.coarse_grid.shape,
+            self.n_cases,
+            self.pair.members,
+            generator,
+            epoch if shuffled else 0,
+            shuffled=shuffled,
+            wraps=self.pair.periodic,
+            weights=self._weights,
+        )
+        place = self.store.place
+        return whole, evolve(whole, cases=whole.cases.to(place), corner=whole.corner.to(place))
 
-    def _gather(self, plan: _Plan, shape: tuple[int, int] | None = None) -> PairBatch:
-        """Cut the planned patches out, where the fields are cached."""
-        height, width = shape or self._shape
-        factor = self.pair.factor
-        fine = fine_corner(plan.corner, factor)
-        cases = plan.cases.to(self._fine.device, non_blocking=True)
+    def _batch(self, whole: Plan, there: Plan, n: int, sides: Sides) -> PairBatch:
+        own = slice(n * self.batch_size, (n + 1) * self.batch_size)
+        return self._labelled(whole.cases[own], there.cases[own], there.corner[own], sides)
+
+    def _labelled(self, cases: Tensor, there: Tensor, corner: Tensor, sides: Sides) -> PairBatch:
+        """Say where and when patches are: *cases* for people, *there* where the patches are."""
+        members = self.pair.members
         return PairBatch(
-            coarse=_cut(self._coarse, cases, plan.corner, (height + 2 * HALO, width + 2 * HALO)),
-            fine=_cut(self._fine, cases, fine, (height * factor, width * factor)),
-            corner=fine,
-            hour=self._hour[cases],
-            day=self._day[cases],
-            times=self.pair.times[plan.cases.numpy()],
+            coarse=sides[0],
+            fine=sides[1],
+            corner=corner * self.pair.factor,
+            hour=self._hour[there // members],
+            day=self._day[there // members],
+            times=self.pair.times[(cases // members).numpy()],
         )
 
 
-def cache_device(cache: Literal["auto", "device", "ram"], pair: Pair, device: torch.device) -> torch.device:
-    """Decide where a split lives: ``auto`` is a GPU of which it takes less than a quarter, else RAM."""
-    if cache == "auto" and device.type == "cuda":
-        total: int = torch.cuda.get_device_properties(device).total_memory
-        cache = "device" if pair.coarse.nbytes + pair.fine.nbytes < total / 4 else "ram"
-    return device if cache == "device" else torch.device("cpu")
-
-
-def with_halo(coarse: Tensor) -> Tensor:
-    """Repeat the edge cells :data:`HALO` times around ``[batch, variable, lat, lon]``."""
-    return F.pad(coarse, (HALO,) * 4, mode="replicate")
+def with_halo(coarse: Tensor, *, wraps: bool = False) -> Tensor:
+    """Put :data:`HALO` cells around ``[batch, variable, lat, lon]``, as a batch has them."""
+    across = F.pad(coarse, (HALO, HALO, 0, 0), mode="circular" if wraps else "replicate")
+    return F.pad(across, (0, 0, HALO, HALO), mode="replicate")
 
 
 def upsample(coarse_with_halo: Tensor, factor: int) -> Tensor:
@@ -191,22 +191,6 @@ def upsample(coarse_with_halo: Tensor, factor: int) -> Tensor:
     fine = F.interpolate(coarse_with_halo, scale_factor=float(factor), mode="bicubic", align_corners=False)
     edge = HALO * factor
     return fine[..., edge:-edge, edge:-edge]
-
-
-def _cut(fields: Tensor, cases: Tensor, corner: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Gather one patch of *fields* ``[time, variable, lat, lon]`` for each case, in one indexing."""
-    if shape == tuple(fields.shape[-2:]):
-        return fields[cases]
-    place = corner.to(fields.device, non_blocking=True)
-    rows = place[:, 0, None] + torch.arange(shape[0], device=fields.device)
-    columns = place[:, 1, None] + torch.arange(shape[1], device=fields.device)
-    variables = torch.arange(fields.shape[1], device=fields.device)
-    return fields[
-        cases[:, None, None, None],
-        variables[:, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
 
 
 def _moved(batch: PairBatch, device: torch.device) -> PairBatch:
@@ -223,6 +207,9 @@ def _moved(batch: PairBatch, device: torch.device) -> PairBatch:
 
 def _copied_ahead(batches: Iterable[PairBatch], device: torch.device) -> Iterator[PairBatch]:
     """Copy from pinned memory on a side stream, one batch ahead of the one that is learnt."""
+    if device.type != "cuda":
+        yield from (_moved(batch, device) for batch in batches)
+        return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ahead: deque[PairBatch] = deque()
     for batch in batches:
@@ -237,7 +224,7 @@ def _copied_ahead(batches: Iterable[PairBatch], device: torch.device) -> Iterato
 def _pinned(batch: PairBatch) -> PairBatch:
     return evolve(
         batch,
-        coarse=batch.coarse.pin_memory(),
+        coarse=batch.coarse.pin_memory(),  # which is the tensor itself where it is pinned already
         fine=batch.fine.pin_memory(),
         corner=batch.corner.pin_memory(),
         hour=batch.hour.pin_memory(),

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from hookloop.diffusion.edm import Precondition, denoising_loss, lognormal_sigma
 from hookloop.diffusion.solvers import dpmpp_2m, heun, karras_schedule
-from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.dataset import PairBatch, PairedData, upsample, with_halo
-from hookloop.plugins.downscaling.normalize import Scale, statistics
-from hookloop.plugins.downscaling.pairs import open_pair
+from hookloop.plugins.downscaling.dataset import PairBatch, PairedData, upsample
+from hookloop.plugins.downscaling.measured import checked, measured
+from hookloop.plugins.downscaling.normalize import Scale
+from hookloop.plugins.downscaling.splits import open_data, open_pairs
 from hookloop.plugins.downscaling.statics import load_statics
+from hookloop.plugins.downscaling.transforms import Transforms, make_transforms
 from hookloop.task import Paired, Window, independent_windows
 
 if TYPE_CHECKING:
@@ -23,26 +24,23 @@ if TYPE_CHECKING:
 
     from hookloop.core import Run
     from hookloop.plugins.downscaling import Downscaling
-    from hookloop.plugins.downscaling.data_options import SplitConfig
-    from hookloop.plugins.downscaling.dataset import OrderSeed
     from hookloop.plugins.downscaling.options import ModelConfig, SamplerConfig
-    from hookloop.plugins.downscaling.pairs import Pair
     from hookloop.task import Data
 
 SOLVERS: Mapping[str, Callable[..., Tensor]] = {"dpmpp_2m": dpmpp_2m, "heun": heun}
 _CHANNELS = {"hour": 2, "season": 2, "latitude": 1, "longitude": 1}
 _DAYS = 365.2425
-_SAME_DEGREES = 1e-4
 
 
 class Downscaler(nn.Module):
     """A denoiser of normalised targets and everything needed to make them from physical fields and back.
 
-    Scales, static fields and coordinates are buffers, so that any checkpoint is complete by itself.
+    Scales, knots, static fields and coordinates are buffers, so that any checkpoint is complete by itself.
 
     :param config: the options of the model.
-    :param inputs: scale of the coarse variables.
-    :param targets: scale of what is generated: the residual, or the fine variables themselves.
+    :param transforms: what is done to variables before anything else, and undone last.
+    :param inputs: scale of the coarse variables, transformed.
+    :param targets: scale of what is generated: the residual, or the fine variables themselves, transformed.
     :param statics: ``[static, lat, lon]``, normalised, on the fine grid; latitude and longitude in degrees.
     """
 
@@ -57,6 +55,7 @@ class Downscaler(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
+        transforms: Transforms,
         inputs: Scale,
         targets: Scale,
         statics: Tensor,
@@ -65,6 +64,7 @@ class Downscaler(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.transforms = transforms
         buffers = {
             "input_mean": inputs.mean,
             "input_std": inputs.std,
@@ -90,11 +90,19 @@ class Downscaler(nn.Module):
         """Scale of what is generated."""
         return Scale(self.target_mean, self.target_std)
 
+    def interpolated(self, coarse: Tensor, factor: int) -> Tensor:
+        """Transform the inputs with their halo, then interpolate: bicubic, ``[batch, input, lat, lon]``."""
+        return upsample(self.transforms(coarse, self.config.inputs), factor)
+
     def condition(self, batch: PairBatch, upsampled: Tensor) -> Tensor:
-        """Everything the network is given, ``[batch, condition, lat, lon]``."""
+        """Everything the network is given, ``[batch, condition, lat, lon]``.
+
+        :param upsampled: see :meth:`interpolated`.
+        """
         height, width = upsampled.shape[-2:]
         rows = batch.corner[:, 0, None] + torch.arange(height, device=upsampled.device)
         columns = batch.corner[:, 1, None] + torch.arange(width, device=upsampled.device)
+        columns = columns % len(self.longitude)  # a patch may cross the seam of a global grid
         parts = [self.inputs.normalize(upsampled)]
         if len(self.statics):
             parts.append(self.statics[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1))
@@ -111,13 +119,25 @@ class Downscaler(nn.Module):
         own, field = (self.latitude, latitude) if feature == "latitude" else (self.longitude, longitude)
         return (field - own.mean()) / own.std()
 
-    def baseline(self, upsampled: Tensor) -> Tensor:
-        """Bicubic interpolation of the outputs' own coarse fields, ``[batch, output, lat, lon]``."""
-        return upsampled[:, [self.config.inputs.index(name) for name in self.config.outputs]]
+    def target(self, fine: Tensor, upsampled: Tensor) -> Tensor:
+        """What is learnt to be generated for physical fields ``[batch, output, lat, lon]``, normalised."""
+        transformed = self.transforms(fine, self.config.outputs)
+        return self.targets.normalize(transformed - self._origin(upsampled))
 
-    def origin(self, upsampled: Tensor) -> Tensor:
-        """What the target is measured from: the baseline, or nothing."""
-        return self.baseline(upsampled) if self.config.residual else torch.zeros((), device=upsampled.device)
+    def fields(self, generated: Tensor, upsampled: Tensor) -> Tensor:
+        """Back from :meth:`target` to physical fields.
+
+        :param generated: as many members of each case after one another as there are cases in *upsampled*.
+        """
+        members = len(generated) // len(upsampled)
+        transformed = self.targets.denormalize(generated) + _repeated(self._origin(upsampled), members)
+        return self.transforms.inverse(transformed, self.config.outputs)
+
+    def _origin(self, upsampled: Tensor) -> Tensor:
+        """What the target is measured from: the outputs' own inputs, or nothing."""
+        if not self.config.residual:
+            return torch.zeros((), device=upsampled.device)
+        return upsampled[:, [self.config.inputs.index(name) for name in self.config.outputs]]
 
 
 def _circle(turns: Tensor) -> Tensor:
@@ -138,8 +158,8 @@ class DownscalingTask:
     def loss(self, batch: PairBatch) -> Mapping[str, Tensor]:
         """The EDM denoising loss: its weighted mean over variables, and each variable's own."""
         config = self.model.config
-        upsampled = upsample(batch.coarse, self.factor)
-        clean = self.model.targets.normalize(batch.fine - self.model.origin(upsampled))
+        upsampled = self.model.interpolated(batch.coarse, self.factor)
+        clean = self.model.target(batch.fine, upsampled)
         sigma = lognormal_sigma(len(batch), config.noise.mean, config.noise.std, device=clean.device)
         noisy = clean + sigma.view(-1, 1, 1, 1) * torch.randn_like(clean)
         denoised = self.model.denoiser(noisy, sigma, self.model.condition(batch, upsampled))
@@ -164,7 +184,7 @@ class DownscalingTask:
         """Generate one member for each seed of each case, whole fields."""
         data = self._paired(window.split)
         batch = data.cases(window.cases)
-        upsampled = upsample(batch.coarse, self.factor)
+        upsampled = self.model.interpolated(batch.coarse, self.factor)
         members = len(seeds[0])
         condition = self.model.condition(batch, upsampled).repeat_interleave(members, 0)
         shape = (len(self.model.config.outputs), *upsampled.shape[-2:])
@@ -175,26 +195,41 @@ class DownscalingTask:
             noise,
             karras_schedule(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho),
         )
-        fields = self.model.targets.denormalize(generated) + _repeated(self.model.origin(upsampled), members)
+        fields = self.model.fields(generated, upsampled)
         members_of = fields.view(len(batch), members, *fields.shape[1:])
-        return self._paired_fields(data, batch, upsampled, members_of), state
+        return self._paired_fields(data, window.cases, batch, upsampled, members_of), state
 
     def _paired(self, split: str) -> PairedData:
         data = self.data[split]
         assert isinstance(data, PairedData)
         return data
 
-    def _paired_fields(self, data: PairedData, batch: PairBatch, upsampled: Tensor, fields: Tensor) -> Paired:
+    @property
+    def without_baseline(self) -> Sequence[str]:
+        """Outputs that are no inputs."""
         config = self.model.config
-        baseline = self.model.baseline(upsampled)
+        return [name for name in config.outputs if name not in config.inputs]
+
+    def _baseline(self, coarse: Tensor, upsampled: Tensor) -> dict[str, Tensor]:
+        """Bicubic interpolation of the outputs' own physical fields, ``[case, lat, lon]`` each."""
+        inputs, outputs = self.model.config.inputs, self.model.config.outputs
+        known = [name for name in outputs if name in inputs]
+        if self.model.transforms.any_of(known):  # otherwise they are what has been interpolated already
+            upsampled = upsample(coarse, self.factor)
+        return {name: upsampled[:, inputs.index(name)] for name in known}
+
+    def _paired_fields(
+        self, data: PairedData, cases: Sequence[int], batch: PairBatch, upsampled: Tensor, fields: Tensor
+    ) -> Paired:
+        config = self.model.config
         return Paired(
             prediction={name: fields[:, :, i] for i, name in enumerate(config.outputs)},
             target={name: batch.fine[:, i] for i, name in enumerate(config.outputs)},
-            baseline={name: baseline[:, i] for i, name in enumerate(config.outputs)},
+            baseline=self._baseline(batch.coarse, upsampled),
             coarse={name: data.inside(batch.coarse)[:, i] for i, name in enumerate(config.inputs)},
             latitude=self.model.latitude.tolist(),
             longitude=self.model.longitude.tolist(),
-            labels=[str(time)[:16] for time in batch.times],
+            labels=data.labels(cases),
             units=self.units,
         )
 
@@ -211,72 +246,24 @@ def _noise(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
 def make_task(options: Downscaling, run: Run) -> DownscalingTask:
     """Open and check the data, measure it, and build the network for it on the run's device."""
     config = options.model
-    pair = open_pair(options.train, config.inputs, config.outputs)
+    pairs = open_pairs(options)
+    pair = pairs["train"]
+    config.expect_places(pair.fine_grid)
     statics = load_statics(options.statics, pair.fine_grid)
-    data = {"train": _split(options, options.train, pair, _order_seed(run), run)}
-    for name, (option, split) in _validation_splits(options).items():
-        seen = open_pair(split, config.inputs, config.outputs)
-        _refuse_other_grid(pair, seen, option)
-        data[name] = _split(options, split, seen, None, run)
     given = options.normalization.scale(config.inputs) if options.normalization else None
+    data = open_data(options, pairs, run)
+    found = measured(pair, data["train"].store, config, options.transforms, given, run.events)
+    for name, split in data.items():
+        if name != "train":  # which was read when it was measured
+            checked(name, pairs[name], split.store, run.events)
     torch.manual_seed(run.seed("model"))
     model = Downscaler(
         config,
-        given or statistics(pair.coarse, config.inputs),
-        _target_scale(pair, config),
+        make_transforms(options.transforms, found.knots),
+        found.inputs,
+        found.targets,
         statics,
         torch.as_tensor(pair.fine_grid.latitude, dtype=torch.float32),
         torch.as_tensor(pair.fine_grid.longitude, dtype=torch.float32),
     )
     return DownscalingTask(model.to(run.device), data, options.sampler, pair.factor, pair.units)
-
-
-def _validation_splits(options: Downscaling) -> dict[str, tuple[str, SplitConfig]]:
-    """The splits that are only looked at, by name, with the option that describes each."""
-    first = {} if options.validation is None else {"validation": ("validation", options.validation)}
-    return first | {
-        name: (f"validation_sets.{name}", split) for name, split in options.validation_sets.items()
-    }
-
-
-def _split(
-    options: Downscaling, split: SplitConfig, pair: Pair, order_seed: OrderSeed | None, run: Run
-) -> PairedData:
-    return PairedData(pair, options.patch, split.batch_size, order_seed, run.device, split.cache)
-
-
-def _order_seed(run: Run) -> OrderSeed:
-    return lambda epoch, order: run.seed(f"order/{order}", epoch)
-
-
-def _target_scale(pair: Pair, config: ModelConfig) -> Scale:
-    """The scale of what is generated, from the training split; the data have unit variance then."""
-    fields = pair.fine
-    if config.residual:
-        own = pair.coarse[:, [config.inputs.index(name) for name in config.outputs]]
-        fields = fields - upsample(with_halo(own), pair.factor)
-    return statistics(fields, config.outputs)
-
-
-def _refuse_other_grid(trained: Pair, seen: Pair, option: str) -> None:
-    """Validation must lie on the grid that is trained on: positions and static fields are that grid's."""
-    same = trained.factor == seen.factor and all(
-        here.shape == there.shape and (abs(here - there) < _SAME_DEGREES).all()
-        for here, there in (
-            (trained.fine_grid.latitude, seen.fine_grid.latitude),
-            (trained.fine_grid.longitude, seen.fine_grid.longitude),
-        )
-    )
-    if not same:
-        raise HookloopError(
-            f"downscaling.{option}: grid {_extent(seen)}, expected that of downscaling.train, {_extent(trained)}; "
-            "give both the same lat and lon"
-        )
-
-
-def _extent(pair: Pair) -> str:
-    grid = pair.fine_grid
-    return (
-        f"{len(grid.latitude)}x{len(grid.longitude)} "
-        f"({grid.latitude[0]:g} to {grid.latitude[-1]:g} N, {grid.longitude[0]:g} to {grid.longitude[-1]:g} E)"
-    )

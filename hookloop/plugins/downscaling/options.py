@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from attrs import Attribute, field, frozen
 from attrs.validators import deep_iterable, deep_mapping, ge, gt, lt, max_len, min_len
 
+from hookloop.errors import HookloopError
 from hookloop.settings import doc
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from hookloop.plugins.downscaling.grids import Grid
 
 Feature = Literal["hour", "season", "latitude", "longitude"]
 
@@ -68,7 +71,12 @@ class ModelConfig:
 
     inputs: list[str] = field(validator=min_len(1), metadata=doc("coarse variables it is given"))
     outputs: list[str] = field(validator=min_len(1), metadata=doc("fine variables it generates"))
-    residual: bool = field(default=True, metadata=doc("generate the difference from bicubic interpolation"))
+    residual: bool = field(
+        default=True,
+        metadata=doc(
+            "generate the difference from bicubic interpolation; needed off for outputs that are no inputs"
+        ),
+    )
     features: list[Feature] = field(
         factory=list, metadata=doc("further inputs: hour (local solar time), season, latitude, longitude")
     )
@@ -85,10 +93,12 @@ class ModelConfig:
 
     def __attrs_post_init__(self) -> None:
         """Refuse what does not fit together."""
-        if missing := [name for name in self.outputs if name not in self.inputs]:
+        missing = [name for name in self.outputs if name not in self.inputs]
+        if missing and self.residual:
             raise ValueError(
-                f"outputs: {', '.join(missing)} not among the inputs {', '.join(self.inputs)}; "
-                "their coarse fields are what the model starts from and is compared with"
+                f"outputs: {', '.join(missing)} not among the inputs {', '.join(self.inputs)}, whose "
+                "interpolation is what they are the difference from; set residual: false to generate the "
+                "fields themselves"
             )
         for what, names in (("inputs", self.inputs), ("outputs", self.outputs)):
             if len(set(names)) < len(names):
@@ -96,6 +106,17 @@ class ModelConfig:
         if unknown := [name for name in self.loss_weights if name not in self.outputs]:
             raise ValueError(
                 f"loss_weights: {', '.join(unknown)} are no outputs; expected {', '.join(self.outputs)}"
+            )
+
+    def expect_places(self, grid: Grid) -> None:
+        """Refuse features of latitude or longitude on a fine *grid* that has neither.
+
+        :raises HookloopError: with these features.
+        """
+        if not grid.gridded and (placed := [name for name in self.features if name != "season"]):
+            raise HookloopError(
+                f"downscaling.model.features: {', '.join(placed)}: rows and columns of the fine grid have no latitude "
+                "and longitude of their own; leave them out, or give the 2-D fields of these as statics"
             )
 
 

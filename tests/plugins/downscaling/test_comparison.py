@@ -54,6 +54,25 @@ def test_shows_the_exact_answer_where_it_is_known(tmp_path: Path) -> None:
     assert rows["RMSE"] == ["0.7500", "2.0000", "-"]
 
 
+def test_a_variable_without_baseline_has_its_own_scores_alone(tmp_path: Path) -> None:
+    """There is nothing beside them, and nothing they are relative to."""
+    line = {key: value for key, value in LINE.items() if "baseline" not in key and "relative" not in key}
+    text = table(write(tmp_path / "run", line), None)
+    cells = {row.split()[0]: row.split()[-2:] for row in text.splitlines() if row[:4] in ("CRPS", "RMSE")}
+    assert cells["RMSE"] == ["0.7500", "-"]
+    (relative,) = [row for row in text.splitlines() if row.startswith("CRPS relative")]
+    assert relative.split()[-2:] == ["-", "-"]
+
+
+def test_small_units_keep_their_digits(tmp_path: Path) -> None:
+    """Precipitation in kg m⁻² s⁻¹ is some 1e-5, which four decimals would print as nothing."""
+    line = LINE | {"inference/crps/t2m": 2.345e-5}
+    (row,) = [
+        row for row in table(write(tmp_path / "run", line), None).splitlines() if row.startswith("CRPS (")
+    ]
+    assert row.split()[-2] == "2.35e-05"  # the nearest even digit: 2.345 is stored as 2.34500…01
+
+
 @pytest.mark.parametrize("lines", [[], [{"step": 1, "epoch": 0, "batch/loss": 1.0}]])
 def test_a_run_without_inference_is_told(tmp_path: Path, lines: list[dict[str, float]]) -> None:
     """The message names the file and what was expected."""

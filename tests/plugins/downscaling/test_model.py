@@ -194,10 +194,247 @@ def test_a_further_validation_set_on_another_grid_is_refused(sample: Path, tmp_p
         prepared(tmp_path, plugin(sample, validation_sets={"west": west | {"lon": [2.0, 6.0]}}))
 
 
-def test_outputs_must_be_among_the_inputs(sample: Path) -> None:
-    """The baseline needs them; the message names what is missing."""
-    with pytest.raises(ConfigError, match=r"downscaling.model: outputs: pr not among the inputs t2m"):
+def test_a_residual_needs_its_origin_among_the_inputs(sample: Path) -> None:
+    """The message names what is missing and the way out."""
+    message = r"downscaling.model: outputs: pr not among the inputs t2m, .* set residual: false"
+    with pytest.raises(ConfigError, match=message):
         plugin(sample, model={"outputs": ["pr"]})
+
+
+@pytest.fixture(scope="session")
+def rain(sample: Path) -> Path:
+    """Fine files with precipitation beside the temperature, and coarse files without."""
+    random = np.random.default_rng(0)
+    for name in ("train_fine.zarr", "validation_fine.nc"):
+        path = sample / name
+        data = xr.open_zarr(path) if path.suffix == ".zarr" else xr.open_dataset(path)
+        wet = random.gamma(0.5, 4.0, data.t2m.shape)
+        pr = np.where(random.random(wet.shape) < 0.6, 0, wet).astype(np.float32)
+        with_rain = data.load().assign(pr=(data.t2m.dims, pr, {"units": "mm"})).drop_encoding()
+        with_rain.to_netcdf(sample / f"rain_{name.partition('_')[0]}.nc", engine="h5netcdf")
+        data.close()
+    return sample
+
+
+def rainy(rain: Path, **changes: object) -> dict[str, object]:
+    """Options of a model that is given temperature and generates precipitation."""
+    model = {"outputs": ["pr"], "residual": False} | changes.pop("model", {})  # type: ignore[operator]
+    splits = {
+        split: {"coarse": [str(rain / coarse)], "fine": [str(rain / f"rain_{split}.nc")]}
+        for split, coarse in (("train", "train_coarse.zarr"), ("validation", "validation_coarse.nc"))
+    }
+    return {**splits, "model": model, **changes}
+
+
+def test_an_output_need_not_be_an_input(rain: Path, tmp_path: Path) -> None:
+    """It is learnt and generated in its own units, beside another one, and has no baseline."""
+    made = task(rain, tmp_path, **rainy(rain, model={"outputs": ["pr", "t2m"]}))
+    assert made.without_baseline == ["pr"]
+    batch = next(iter(made.data["train"].batches(0)))
+    assert set(made.loss(batch)) == {"loss", "loss/pr", "loss/t2m"}
+    with torch.no_grad():
+        paired, _ = made.predict_paired(None, Window("validation", [0, 5]), [[0, 1]] * 2)
+    assert set(paired.prediction) == set(paired.target) == {"pr", "t2m"}
+    assert set(paired.baseline) == set(paired.coarse) == {"t2m"}
+    coarse = torch.from_numpy(xr.open_dataset(rain / "validation_coarse.nc").t2m.values[[0, 5]])
+    bicubic = F.interpolate(coarse[:, None], scale_factor=4.0, mode="bicubic", align_corners=False)[:, 0]
+    torch.testing.assert_close(paired.baseline["t2m"], bicubic, rtol=0, atol=1e-3)
+    assert paired.units["pr"] == "mm"
+
+
+def test_what_has_no_baseline_is_scored_without(rain: Path, tmp_path: Path) -> None:
+    """A relative error is refused before the run; an absolute one is given, and drawn."""
+    from hookloop.plugins.generation import Generation
+
+    with pytest.raises(
+        HookloopError, match=r"generation\.error: crps_relative, .* no baseline of pr .* crps"
+    ):
+        prepared(tmp_path / "a", plugin(rain, **rainy(rain)), Generation())
+    run = prepared(tmp_path / "b", plugin(rain, **rainy(rain)), Generation(error="crps", members=2))
+    (found,) = run.hook.infer(run=run)
+    assert set(found) == {
+        "inference/crps/pr",
+        "inference/rmse/pr",
+        "inference/spread_skill/pr",
+        "inference/error",
+    }
+    assert found["inference/error"] == found["inference/crps/pr"]
+    assert (tmp_path / "b" / "figures" / "pr_0005.png").exists()
+
+
+TRANSFORMS: list[dict[str, object]] = [
+    {"name": "log1p", "scale": 100.0},
+    {"name": "sqrt"},
+    {"name": "quantile"},
+]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: str(transform["name"]))
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_transformed_target_has_unit_variance_and_is_undone(
+    sample: Path, tmp_path: Path, transform: dict[str, object], *, residual: bool
+) -> None:
+    """Over the training split; what is made of a target again is the fine field, for each of its members."""
+    made = task(sample, tmp_path, transforms={"t2m": transform}, model={"residual": residual})
+    batch = made.data["train"].cases(range(12))  # type: ignore[attr-defined]
+    upsampled = made.model.interpolated(batch.coarse, 4)
+
+    target = made.model.target(batch.fine, upsampled)
+    assert target.mean().item() == pytest.approx(0.0, abs=1e-4)
+    assert target.std(correction=0).item() == pytest.approx(1.0, abs=1e-4)
+    given = made.model.condition(batch, upsampled)[:, 0]
+    assert given.mean().item() == pytest.approx(0.0, abs=0.1)
+
+    twice = made.model.fields(target.repeat_interleave(2, 0), upsampled)
+    torch.testing.assert_close(twice, batch.fine.repeat_interleave(2, 0), rtol=0, atol=0.02)
+
+
+def test_scores_stay_in_physical_units(sample: Path, tmp_path: Path) -> None:
+    """With a transform the baseline is the interpolation of the physical field still, and so is what was given."""
+    made = task(sample, tmp_path, transforms={"t2m": {"name": "sqrt"}})
+    with torch.no_grad():
+        paired, _ = made.predict_paired(None, Window("validation", range(6)), [[0, 1]] * 6)
+    coarse = torch.from_numpy(xr.open_dataset(sample / "validation_coarse.nc").t2m.values)
+    bicubic = F.interpolate(coarse[:, None], scale_factor=4.0, mode="bicubic", align_corners=False)[:, 0]
+    torch.testing.assert_close(paired.baseline["t2m"], bicubic, rtol=0, atol=1e-3)
+    torch.testing.assert_close(paired.coarse["t2m"], coarse)
+    assert (paired.prediction["t2m"].mean() - coarse.mean()).abs() < 50
+
+
+def test_dry_places_are_learnt_as_one_score_and_generated_as_zero(rain: Path, tmp_path: Path) -> None:
+    """Zeros, the share p, are all learnt as Φ⁻¹(p/2), normalised; normal noise for targets is dry as often, exactly."""
+    made = task(rain, tmp_path, **rainy(rain, transforms={"pr": {"name": "quantile"}}))
+    batch = made.data["train"].cases(range(12))  # type: ignore[attr-defined]
+    upsampled = made.model.interpolated(batch.coarse, 4)
+    target, dry = made.model.target(batch.fine, upsampled), batch.fine == 0
+    share = dry.double().mean()
+    mid = (torch.special.ndtri(share / 2) - made.model.target_mean) / made.model.target_std
+    torch.testing.assert_close(target[dry], mid.float().expand(int(dry.sum())), rtol=1e-5, atol=0)
+    again = made.model.fields(target, upsampled)
+    assert torch.equal(again == 0, dry)
+    torch.testing.assert_close(again, batch.fine, rtol=1e-4, atol=1e-4)
+    scores = torch.randn(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    fields = made.model.fields(made.model.targets.normalize(scores), upsampled)
+    assert fields.min() == 0
+    # Five standard deviations of a binomial share.
+    expected = share.item()
+    assert (
+        abs((fields == 0).double().mean().item() - expected) < 5 * (expected * (1 - expected) / 3072) ** 0.5
+    )
+
+
+@pytest.mark.parametrize("name", ["log1p", "sqrt"])
+def test_nothing_below_the_minimum_is_generated(rain: Path, tmp_path: Path, name: str) -> None:
+    """An untrained network makes rain below zero of noise; with a minimum all of that is zero, and no more."""
+
+    def generated(directory: str, **minimum: float) -> torch.Tensor:
+        options = rainy(rain, transforms={"pr": {"name": name, **minimum}})
+        with torch.no_grad():
+            paired, _ = task(rain, tmp_path / directory, **options).predict_paired(
+                None, Window("validation", [0]), [[0]]
+            )
+        return paired.prediction["pr"]
+
+    free = generated("a")
+    assert free.min() < 0
+    assert torch.equal(generated("b", minimum=0.0), free.clamp(min=0))
+
+
+def test_a_checkpoint_of_transforms_is_complete(rain: Path, tmp_path: Path) -> None:
+    """A model of other data generates the same fields once it has loaded the weights: knots are among them."""
+    options = rainy(rain, transforms={"pr": {"name": "quantile"}, "t2m": {"name": "log1p", "scale": 9.0}})
+    made = task(rain, tmp_path / "a", **options)
+    torch.save(made.model.state_dict(), tmp_path / "weights.pt")
+    early = {**options["train"], "time": ["2020-01-01T00", "2020-01-01T02"]}  # type: ignore[dict-item]
+    other = task(rain, tmp_path / "b", **(options | {"train": early}))
+    generated = torch.linspace(-3, 3, 256).view(1, 1, 16, 16)
+    upsampled = torch.zeros(1, 1, 16, 16)
+    expected = made.model.fields(generated, upsampled)
+    assert not torch.equal(other.model.fields(generated, upsampled), expected)
+    other.model.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert torch.equal(other.model.fields(generated, upsampled), expected)
+
+
+def test_a_patch_may_cross_the_seam_of_the_globe(sample: Path, tmp_path: Path) -> None:
+    """East of the last column lies the first: what it is conditioned on is the whole field, rolled."""
+    from attrs import evolve
+
+    made = task(sample, tmp_path, model={"features": ["hour", "season", "latitude", "longitude"]})
+    whole = made.data["train"].cases([3])  # type: ignore[attr-defined]
+    fields = made.model.interpolated(whole.coarse, 4)
+    across = evolve(whole, corner=torch.tensor([[0, 12]]))
+    rolled = made.model.condition(across, fields.roll(-12, -1))
+    assert torch.equal(rolled, made.model.condition(whole, fields).roll(-12, -1))
+
+
+@pytest.fixture(scope="session")
+def projected(sample: Path) -> Path:
+    """The fine files on y and x, whose latitudes and longitudes are 2-D fields."""
+    for name in ("train_fine.zarr", "validation_fine.nc"):
+        path = sample / name
+        data = (xr.open_zarr(path) if path.suffix == ".zarr" else xr.open_dataset(path)).load()
+        names = {str(dim): axis for dim, axis in zip(data.t2m.dims[1:], "yx", strict=True)}
+        degrees = xr.broadcast(*(data[dim].reset_coords(drop=True) for dim in names))
+        flat = data.drop_vars(list(names)).rename_dims(names)
+        units = ("degrees_north", "degrees_east")
+        flat = flat.assign_coords(
+            {
+                f"{axis}_degrees": (("y", "x"), field.values, {"units": unit})
+                for axis, field, unit in zip("yx", degrees, units, strict=True)
+            }
+        )
+        flat = flat.assign_coords(
+            {
+                axis: (axis, 1e3 * np.arange(16.0), {"standard_name": f"projection_{axis}_coordinate"})
+                for axis in "yx"
+            }
+        )
+        flat.drop_encoding().to_netcdf(sample / f"projected_{name.partition('_')[0]}.nc", engine="h5netcdf")
+        data.close()
+    return sample
+
+
+def on_rows_and_columns(projected: Path, features: list[str], **changes: object) -> dict[str, object]:
+    """Options of a model whose fine grid has no latitude and longitude."""
+    splits = {
+        split: {"coarse": [str(projected / coarse)], "fine": [str(projected / f"projected_{split}.nc")]}
+        for split, coarse in (("train", "train_coarse.zarr"), ("validation", "validation_coarse.nc"))
+    }
+    return {**splits, "pairing": "index", "statics": [], "model": {"features": features}, **changes}
+
+
+@pytest.mark.parametrize("feature", ["hour", "latitude", "longitude"])
+def test_rows_and_columns_are_no_degrees(projected: Path, tmp_path: Path, feature: str) -> None:
+    """A feature of latitude or longitude is refused where the fine grid has neither, with what to do instead."""
+    message = rf"model\.features: {feature}: rows and columns .* no latitude and longitude .* as statics"
+    with pytest.raises(HookloopError, match=message):
+        prepared(tmp_path, plugin(projected, **on_rows_and_columns(projected, ["season", feature])))
+
+
+def test_degrees_of_rows_and_columns_may_be_statics(projected: Path, tmp_path: Path) -> None:
+    """As that error says; the season has no place, and is given."""
+    fields = [{"path": str(projected / "projected_train.nc"), "variable": f"{axis}_degrees"} for axis in "yx"]
+    made = task(projected, tmp_path, **on_rows_and_columns(projected, ["season"], statics=fields))
+    rows = torch.linspace(-1, 1, 16) / torch.linspace(-1, 1, 16).std(correction=0)
+    torch.testing.assert_close(made.model.statics[0], rows[:, None].expand(16, 16), rtol=0, atol=1e-4)
+    torch.testing.assert_close(made.model.statics[1], rows.expand(16, 16), rtol=0, atol=1e-4)
+
+
+def test_a_coarse_ensemble_names_the_member(sample: Path, tmp_path: Path) -> None:
+    """Two cases of one time are told apart by their labels."""
+    coarse = xr.open_dataset(sample / "validation_coarse.nc").load()
+    both = xr.concat([coarse, coarse + 1], "number").transpose("time", "number", ...)
+    both.t2m.attrs = coarse.t2m.attrs
+    both.drop_encoding().to_netcdf(tmp_path / "ensemble.nc", engine="h5netcdf")
+    ensemble = {
+        "coarse": [{"path": str(tmp_path / "ensemble.nc"), "ensemble": "number"}],
+        "fine": [str(sample / "validation_fine.nc")],
+    }
+    made = task(sample, tmp_path / "run", validation=ensemble)
+    with torch.no_grad():
+        paired, _ = made.predict_paired(None, Window("validation", [2, 3]), [[0], [1]])
+    hour = str(coarse.time.values[1])[:16]
+    assert paired.labels == [f"{hour}, coarse member 0", f"{hour}, coarse member 1"]
 
 
 def test_a_misspelt_backbone_option_is_told(sample: Path) -> None:
@@ -234,5 +471,5 @@ def test_a_damaged_chunk_is_named(sample: Path, tmp_path: Path) -> None:
     chunks = [path for path in (broken / "t2m").rglob("*") if path.is_file() and path.name[0].isdigit()]
     chunks[0].write_bytes(b"not a chunk")
     train = {"coarse": [str(sample / "train_coarse.zarr")], "fine": [str(broken)]}
-    with pytest.raises(HookloopError, match=r"t2m cannot be read: .*; is the file damaged\?"):
+    with pytest.raises(HookloopError, match=r"fine.zarr: t2m .* cannot be read .*: is the file damaged\?"):
         prepared(tmp_path / "run", plugin(sample, train=train))

@@ -1,13 +1,35 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given as example
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.normalize import NormalizationConfig, Scale, given, statistics
+from hookloop.plugins.downscaling.normalize import Moments, NormalizationConfig, Scale, given, scale_of
+
+EXAMPLES = int(os.environ.get("HOOKLOOP_EXAMPLES", "0"))
+"""How many of each; 0 is few, the same at each start."""
+
+
+def many(few: int) -> settings:
+    """Try *few* examples, always the same, or as many as were asked for."""
+    return settings(max_examples=EXAMPLES or few, derandomize=not EXAMPLES, deadline=None, database=None)
+
+
+def statistics(fields: Tensor, names: list[str]) -> Scale:
+    """Sum up *fields* in blocks of 64 times."""
+    measured = {name: Moments() for name in names}
+    for block in fields.split(64):
+        for v, moments in enumerate(measured.values()):
+            moments.add(block[:, v])
+    return scale_of(measured)
 
 
 def test_statistics_are_those_of_all_values() -> None:
@@ -28,6 +50,15 @@ def test_large_mean_does_not_swallow_a_small_spread() -> None:
     assert scale.std.item() == pytest.approx(0.5, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_counted_stays_as_it_is(dtype: torch.dtype) -> None:
+    """Fields that are held in memory are not changed by being measured."""
+    fields = torch.arange(24, dtype=dtype).view(2, 3, 4)
+    Moments().add(fields)
+    Moments().add(fields[:, :2])
+    assert torch.equal(fields, torch.arange(24, dtype=dtype).view(2, 3, 4))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, 101325.3])
 def test_constant_variable(value: float) -> None:
     """A variable that does not vary is named."""
@@ -43,6 +74,16 @@ def test_there_and_back() -> None:
     normal = scale.normalize(x)
     assert normal[0, :, 0, 0].tolist() == [1.0, 2.0]
     assert torch.equal(scale.denormalize(normal), x)
+
+
+@many(300)
+@example(st.floats(-10_000, 10_000), st.floats(1e-3, 1e3), st.floats(-100_000, 100_000))
+def test_denormalising_undoes_normalising(mean: float, std: float, x: float) -> None:
+    """Whatever the scale, to the rounding of the numbers that are subtracted."""
+    scale = Scale(torch.tensor([mean]), torch.tensor([std]))
+    value = torch.tensor(x).view(1, 1, 1)
+    again = scale.denormalize(scale.normalize(value)).item()
+    assert again == pytest.approx(x, rel=1e-6, abs=1e-6 * abs(mean) + 1e-30)
 
 
 def test_given_by_hand() -> None:

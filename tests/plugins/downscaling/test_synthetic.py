@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 import yaml
 from click.testing import CliRunner
@@ -15,9 +16,11 @@ from scipy.stats import norm
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling import synthetic
 from hookloop.plugins.downscaling.commands import init_downscaling
-from hookloop.plugins.downscaling.pairs import SplitConfig, open_pair
+from hookloop.plugins.downscaling.data_options import SplitConfig, StaticConfig
+from hookloop.plugins.downscaling.pairs import open_pair
 from hookloop.plugins.downscaling.sample import write
-from hookloop.plugins.downscaling.statics import StaticConfig, load_statics
+from hookloop.plugins.downscaling.statics import load_statics
+from hookloop.plugins.downscaling.stores import held
 from hookloop.plugins.downscaling.synthetic import Recipe
 
 if TYPE_CHECKING:
@@ -126,13 +129,14 @@ def test_files_are_a_pair_that_opens(tmp_path: Path) -> None:
     train, validation = (
         open_pair(SplitConfig(**config[split]), ["t2m"], ["t2m"]) for split in ("train", "validation")
     )
-    assert train.fine.shape == (30, 1, 16, 16)
-    assert validation.coarse.shape == (5, 1, 4, 4)
+    assert (len(train.times), train.fine.shape) == (30, (16, 16))
+    assert (len(validation.times), validation.coarse.shape) == (5, (4, 4))
     assert train.units == {"t2m": "K"}
     assert not np.isin(validation.times, train.times).any()
     np.testing.assert_array_equal(train.fine_grid.latitude, 46.25 + np.arange(16) / 2)
-    blocks = synthetic.block_mean(validation.fine.double().numpy(), 4)
-    np.testing.assert_allclose(validation.coarse.numpy(), blocks, rtol=1e-7)
+    fields = held(validation, torch.device("cpu"))
+    blocks = synthetic.block_mean(fields.fine.double().numpy(), 4)
+    np.testing.assert_allclose(fields.coarse.numpy(), blocks, rtol=1e-7)
     statics = load_statics([StaticConfig(**static) for static in config["statics"]], train.fine_grid)
     assert statics.shape == (2, 16, 16)
 

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from attrs import evolve
+
+from hookloop.errors import HookloopError
+from hookloop.plugins.downscaling import reading
+from hookloop.plugins.downscaling.data_options import PatchConfig, SplitConfig
+from hookloop.plugins.downscaling.dataset import PairedData
+from hookloop.plugins.downscaling.readers import Inline
+from hookloop.plugins.downscaling.stores import (
+    AT_ONCE,
+    HALO,
+    Streamed,
+    blocks,
+    held,
+    open_store,
+    places,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hookloop.plugins.downscaling.dataset import PairBatch
+    from hookloop.plugins.downscaling.pairs import Pair
+
+CPU = torch.device("cpu")
+Make = Callable[..., "Pair"] if TYPE_CHECKING else object
+TENSORS = ("coarse", "fine", "corner", "hour", "day")
+
+
+def quiet(event: str, **values: object) -> None:
+    """Expect that nothing has to be told."""
+    raise AssertionError((event, values))
+
+
+@pytest.fixture
+def cleanup() -> Iterator[ExitStack]:
+    """What a run closes at its end."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def served(
+    pair: Pair,
+    cache: Literal["ram", "none"],
+    workers: int,
+    patch: PatchConfig,
+    cleanup: ExitStack,
+    **options: int,
+) -> list[PairBatch]:
+    """One epoch, or a part of it, as batches of seven."""
+    store = open_store(pair, cache, workers, patch.together, CPU, quiet, cleanup)
+    data = PairedData(pair, store, patch, 7, lambda epoch, order: 2 * epoch + (order == "alternate"), CPU)
+    return list(data.batches(3, **options))  # type: ignore[arg-type]
+
+
+def assert_same(some: list[PairBatch], others: list[PairBatch]) -> None:
+    """The same batches, bit for bit."""
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        for name in TENSORS:
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+        np.testing.assert_array_equal(one.times, other.times)
+
+
+PATCHES = {
+    "whole fields": (PatchConfig(), {}),
+    "one patch a time": (PatchConfig(coarse=(2, 3)), {}),
+    "many, in small blocks": (PatchConfig(coarse=(3, 2), per_sample=5, shuffle=3), {}),
+    "chunks of times": (
+        PatchConfig(coarse=(3, 2), per_sample=2, shuffle=2, together=4),
+        {"chunks": (4, 5, 7)},
+    ),
+    "members": (PatchConfig(coarse=(3, 2), per_sample=2, shuffle=3), {"members": 3}),
+    "round the globe": (PatchConfig(coarse=(3, 5), per_sample=4), {"periodic": True}),
+    "blocks smaller than a batch": (PatchConfig(coarse=(3, 2), shuffle=2), {}),
+    "tiles": (PatchConfig(coarse=(3, 4), per_sample=4, random_offset=False), {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "workers"), [*((name, 0) for name in PATCHES), ("many, in small blocks", 1), ("members", 3)]
+)
+def test_the_cache_and_the_workers_change_nothing(
+    pair_on_disk: Callable[..., Pair], cleanup: ExitStack, name: str, workers: int
+) -> None:
+    """Read from files by any number of processes, the batches are those that are gathered in memory."""
+    patch, options = PATCHES[name]
+    pair = pair_on_disk(**options)
+    expected = served(pair, "ram", 0, patch, cleanup)
+    assert sum(map(len, expected)) == 10 * options.get("members", 1) * patch.per_sample
+    assert_same(served(pair, "none", workers, patch, cleanup), expected)
+    tail = served(pair, "none", workers, patch, cleanup, start=1, stop=3)
+    assert_same(tail, expected[1:3])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_iterators_at_once(pair_on_disk: Callable[..., Pair], cleanup: ExitStack, workers: int) -> None:
+    """An evaluation on the same split in the middle of an epoch, left early, disturbs nothing."""
+    pair, patch = pair_on_disk(), PatchConfig(coarse=(2, 2), per_sample=4, shuffle=4)
+    store = open_store(pair, "none", workers, 1, CPU, quiet, cleanup)
+    data = PairedData(pair, store, patch, 7, lambda epoch, order: 2 * epoch + (order == "alternate"), CPU)
+    expected = served(pair, "ram", 0, patch, cleanup)
+    batches, found = data.batches(3), []
+    for batch in batches:
+        found.append(batch)
+        meanwhile = data.batches(3, order="alternate")
+        next(meanwhile)
+        next(meanwhile, None)
+    assert_same(found, expected)
+
+
+def test_nothing_before_the_start_is_read(pair_on_disk: Callable[..., Pair], cleanup: ExitStack) -> None:
+    """A resumed epoch reads no field of the batches before, not even to skip it."""
+    pair, patch = pair_on_disk(20), PatchConfig(coarse=(2, 2))
+    late = served(pair, "ram", 0, patch, cleanup, start=2)
+    needed = {str(time) for batch in late for time in batch.times}
+    for t, time in enumerate(pair.times):
+        if str(time) not in needed:
+            for side, shape in ((pair.coarse, (6, 8)), (pair.fine, (24, 32))):
+                zarr.open_array(side.parts["a"][0].path, path="a")[t] = np.full(shape, np.nan)
+    assert_same(served(pair, "none", 0, patch, cleanup, start=2), late)
+    with pytest.raises(HookloopError, match="NaN"):
+        served(pair, "none", 0, patch, cleanup)
+
+
+def test_whole_fields_have_their_neighbours(pair_on_disk: Callable[..., Pair]) -> None:
+    """Beyond a limited grid the edge is repeated; round the globe the longitudes go on."""
+    for periodic in (False, True):
+        pair = pair_on_disk(3, members=2, periodic=periodic)
+        in_memory = held(pair, CPU)
+        streamed = Streamed(pair, Inline((pair.coarse, pair.fine), quiet), 0, 1, pinned=False)
+        cases = torch.tensor([5, 0, 2])
+        for one, other in zip(in_memory.fields(cases), streamed.fields(cases), strict=True):
+            assert torch.equal(one, other)
+        coarse, fine = in_memory.fields(cases)
+        assert torch.equal(coarse[..., HALO:-HALO, HALO:-HALO], in_memory.coarse[cases])
+        assert torch.equal(fine, in_memory.fine[cases // 2])
+        beyond = in_memory.coarse[cases][..., -1] if periodic else in_memory.coarse[cases][..., 0]
+        assert torch.equal(coarse[..., HALO:-HALO, HALO - 1], beyond)
+        assert torch.equal(coarse[..., 0, HALO:-HALO], in_memory.coarse[cases][..., 0, :])
+
+
+def test_a_split_is_read_in_blocks(pair_on_disk: Callable[..., Pair]) -> None:
+    """Put together, the blocks are the whole split, and none is larger than said."""
+    pair = pair_on_disk(AT_ONCE + 3, 2, 2, members=2)
+    coarse, fine = zip(*blocks(pair), strict=True)
+    assert [len(block) for block in coarse] == [2 * AT_ONCE, 6]
+    assert [len(block) for block in fine] == [AT_ONCE, 3]
+    whole = held(pair, CPU)
+    assert torch.equal(torch.cat(coarse), whole.coarse)
+    assert torch.equal(torch.cat(fine), whole.fine)
+    assert torch.equal(whole.coarse[1::2], whole.coarse[::2] + 1)
+    torch.testing.assert_close(whole.coarse[::2], torch.nn.functional.avg_pool2d(whole.fine, 4))
+
+
+def test_blocks_of_large_fields_have_fewer_times(
+    pair_on_disk: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as are small together, coarse fields of all members and fine ones, and one at least."""
+    pair = pair_on_disk(10, 2, 2, members=2)
+    a_time = 4 * 2 * (2 * 2 * 2 + 8 * 8)
+    whole = held(pair, CPU)
+    for size, expected in ((4 * a_time - 1, [3, 3, 3, 1]), (a_time // 2, [1] * 10)):
+        monkeypatch.setattr("hookloop.plugins.downscaling.stores._BLOCK", size)
+        assert [len(fine) for _, fine in blocks(pair)] == expected
+        again = held(pair, CPU)
+        assert torch.equal(again.coarse, whole.coarse)
+        assert torch.equal(again.fine, whole.fine)
+
+
+def test_gaps_of_a_whole_split_are_counted(pair_on_disk: Callable[..., Pair]) -> None:
+    """Values that are not finite are counted over the whole split before it is refused."""
+    pair = pair_on_disk(AT_ONCE + 2, 2, 2)
+    array = zarr.open_array(pair.fine.parts["b"][0].path, path="b")
+    array[0, 0, 0] = array[AT_ONCE + 1, 1, 1] = np.nan
+    with pytest.raises(HookloopError, match=rf"variable b: 2 of {(AT_ONCE + 2) * 64} values"):
+        held(pair, CPU)
+
+
+def test_auto_holds_what_is_small(
+    pair_on_disk: Callable[..., Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splits are held in memory as long as all that are take less than a quarter of it; others are streamed."""
+    pair = pair_on_disk()
+    assert pair.nbytes == 10 * 2 * 4 * (6 * 8 + 24 * 32)
+    auto = SplitConfig(coarse=["-"], fine=["-"])
+    splits = {"train": auto, "validation": auto, "files": evolve(auto, cache="none"), "more": auto}
+    pairs = dict.fromkeys(splits, pair)
+
+    def chosen(memory: int) -> list[str]:
+        monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.__getitem__)
+        return list(places(splits, pairs, CPU).values())
+
+    assert chosen(4 * pair.nbytes) == ["none", "none", "none", "none"]
+    assert chosen(4 * pair.nbytes + 1) == ["ram", "none", "none", "none"]
+    assert chosen(8 * pair.nbytes + 1) == ["ram", "ram", "none", "none"]
+    assert chosen(12 * pair.nbytes + 1) == ["ram", "ram", "none", "ram"]
+    (tmp_path / "memory.max").write_text(f"{8 * pair.nbytes + 1}\n")
+    monkeypatch.setattr(reading, "_LIMIT", tmp_path / "memory.max")
+    assert chosen(12 * pair.nbytes + 1) == ["ram", "ram", "none", "none"]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert chosen(12 * pair.nbytes + 1) == ["ram", "ram", "none", "ram"]
