@@ -4,7 +4,8 @@
 set -euo pipefail
 dir=${1:?a directory to work in}
 here=$(dirname "$0")
-python -m pytest -q "$here/../tests/plugins/downscaling/test_dataset.py" "$here/../tests/test_optimization.py"
+tests=$here/../tests
+python -m pytest -q "$tests/plugins/downscaling/"test_{dataset,stores,readers,fields,model}.py "$tests/test_optimization.py"
 python -m hookloop init downscaling "$dir/data" --size 64 --times 512
 run() {
     python -m hookloop run --set run.max_epochs=20 --set run.validate_every='10 epochs' --set ema.decay=0.99 \
@@ -18,17 +19,18 @@ run --dir "$dir/parts" --set run.time_limit=6s 2>"$dir/parts.txt" || code=$?
 echo "stopped by its time limit: exit code $code, $(grep -c checkpoint.saved "$dir/parts.txt") checkpoints"
 run --dir "$dir/parts" 2>>"$dir/parts.txt"
 run --dir "$dir/ram" --set downscaling.train.cache=ram 2>"$dir/ram.txt"
+run --dir "$dir/none" --set downscaling.train.cache=none --set downscaling.train.workers=4 2>"$dir/none.txt"
 python - "$dir" <<'PY'
 import json, sys, torch
 from pathlib import Path
 where = Path(sys.argv[1])
-whole, *others = (torch.load(where / name / "checkpoints/latest.ckpt", weights_only=True) for name in ("whole", "parts", "ram"))
-for name, other in zip(("resumed", "cached in RAM"), others):
+whole, *others = (torch.load(where / name / "checkpoints/latest.ckpt", weights_only=True) for name in ("whole", "parts", "ram", "none"))
+for name, other in zip(("resumed", "cached in RAM", "streamed by four readers"), others):
     for part in ("progress", "model", "optimization", "best"):
         torch.testing.assert_close(other[part], whole[part], rtol=0, atol=0)
     torch.testing.assert_close(other["plugins"]["ema"], whole["plugins"]["ema"], rtol=0, atol=0)
     print(f"{name}: weights, averages, moments and best values are bit-equal to the run never stopped")
-for name in ("whole", "ram"):
+for name in ("whole", "ram", "none"):
     lines = [json.loads(line) for line in (where / name / "metrics.jsonl").read_text().splitlines()]
     speeds = sorted(line["batch/samples_per_second"] for line in lines if "batch/samples_per_second" in line)
     scores = [line for line in lines if "inference/error" in line][-1]
