@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from faults import shim
 from faults.bench import JOBS, Bench, Server
 from faults.comparison import Whole, differences, read_metrics

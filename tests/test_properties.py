@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from datetime import timedelta
 from functools import lru_cache
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import attrs
 import pytest
 from attrs import define, evolve
-from hypothesis import HealthCheck, given, settings
+from hypotheses import many
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hookloop import config, manager, yamlfile
@@ -34,20 +34,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from hookloop.core import Run
-
-EXAMPLES = int(os.environ.get("HOOKLOOP_EXAMPLES", "0"))
-"""How many of each; 0 is few, the same at each start."""
-
-
-def many(few: int) -> settings:
-    """Try *few* examples, always the same, or as many as were asked for."""
-    return settings(
-        max_examples=EXAMPLES or few,
-        derandomize=not EXAMPLES,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 INTEGERS = st.one_of(st.integers(-12, 12), st.integers())

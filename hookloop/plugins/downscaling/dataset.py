@@ -12,7 +12,14 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from hookloop.plugins.downscaling.calendars import dates, day_of_year, hour_of_day
-from hookloop.plugins.downscaling.patches import PatchConfig, Plan, patch_shape, plan, position_weights
+from hookloop.plugins.downscaling.patches import (
+    PatchConfig,
+    Plan,
+    fine_corner,
+    patch_shape,
+    plan,
+    position_weights,
+)
 from hookloop.plugins.downscaling.stores import HALO
 
 if TYPE_CHECKING:
@@ -167,7 +174,7 @@ class PairedData:
         return PairBatch(
             coarse=sides[0],
             fine=sides[1],
-            corner=corner * self.pair.factor,
+            corner=fine_corner(corner, self.pair.factor),
             hour=self._hour[there // members],
             day=self._day[there // members],
             times=self.pair.times[(cases // members).numpy()],

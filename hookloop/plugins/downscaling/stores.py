@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from hookloop.plugins.downscaling.fields import Gaps, Ints, whole
-from hookloop.plugins.downscaling.patches import cells
+from hookloop.plugins.downscaling.patches import cells, fine_corner
 from hookloop.plugins.downscaling.readers import Inline, Readers
 from hookloop.plugins.downscaling.reading import Cut, Job, Slab, memory_of_machine
 
@@ -90,7 +90,7 @@ class Held:
         size = patch[0] * self.factor, patch[1] * self.factor
         return (
             _cut(self.coarse, cases, corner, patch, HALO, wraps=self.wraps),
-            _cut(self.fine, cases // members, corner * self.factor, size, 0, wraps=self.wraps),
+            _cut(self.fine, cases // members, fine_corner(corner, self.factor), size, 0, wraps=self.wraps),
         )
 
 

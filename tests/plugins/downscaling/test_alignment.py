@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 from attrs import frozen
-from hypothesis import HealthCheck, given, settings
+from hypotheses import many
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hookloop.errors import HookloopError
@@ -17,20 +17,7 @@ from hookloop.plugins.downscaling.data_options import SplitConfig
 from hookloop.plugins.downscaling.fields import Fields
 from hookloop.plugins.downscaling.grids import Axis, latitude_axis, longitude_axis
 
-EXAMPLES = int(os.environ.get("HOOKLOOP_EXAMPLES", "0"))
-
 NOW = np.array(["2019-03-22"], "datetime64[ns]")
-
-
-def many(few: int) -> settings:
-    """Try *few* examples, always the same, or as many as were asked for."""
-    return settings(
-        max_examples=EXAMPLES or few,
-        derandomize=not EXAMPLES,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 @frozen(eq=False)

@@ -1,26 +1,17 @@
 from __future__ import annotations
 
 import math
-import os
 
 import numpy as np
 import pytest
 import torch
+from hypotheses import many
 from hypothesis import given as example
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.normalize import Moments, NormalizationConfig, Scale, given, scale_of
-
-EXAMPLES = int(os.environ.get("HOOKLOOP_EXAMPLES", "0"))
-"""How many of each; 0 is few, the same at each start."""
-
-
-def many(few: int) -> settings:
-    """Try *few* examples, always the same, or as many as were asked for."""
-    return settings(max_examples=EXAMPLES or few, derandomize=not EXAMPLES, deadline=None, database=None)
 
 
 def statistics(fields: Tensor, names: list[str]) -> Scale:

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from attrs import evolve, frozen
-from hypothesis import HealthCheck, given, settings
+from hypotheses import many
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,20 +20,6 @@ from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import RegionConfig
 from hookloop.plugins.downscaling.grids import Grid
 from hookloop.plugins.downscaling.patches import PatchConfig, Plan, cells, plan, position_weights, tiles
-
-EXAMPLES = int(os.environ.get("HOOKLOOP_EXAMPLES", "0"))
-"""How many of each; 0 is few, the same at each start."""
-
-
-def many(few: int) -> settings:
-    """Try *few* examples, always the same, or as many as were asked for."""
-    return settings(
-        max_examples=EXAMPLES or few,
-        derandomize=not EXAMPLES,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 @frozen(eq=False)

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 import cftime
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypotheses import many
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import RepeatConfig, SplitConfig
 from hookloop.plugins.downscaling.selection import chosen, without_neighbours
 
-EXAMPLES = int(os.environ.get("HOOKLOOP_EXAMPLES", "0"))
-
 HOUR = np.timedelta64(1, "h")
 HOURS = np.datetime64("2019-03-22T00", "ns") + np.arange(48) * HOUR
-
-
-def many(few: int) -> settings:
-    """Try *few* examples, always the same, or as many as were asked for."""
-    return settings(
-        max_examples=EXAMPLES or few,
-        derandomize=not EXAMPLES,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def split(**options: object) -> SplitConfig:

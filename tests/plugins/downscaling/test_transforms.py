@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypotheses import many
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
@@ -29,15 +29,6 @@ from hookloop.plugins.downscaling.transforms import (
 EPS = torch.finfo(torch.float32).eps
 MOST = torch.finfo(torch.float32).max
 EVERY = st.floats(-MOST, MOST, width=32, allow_subnormal=False)
-
-
-EXAMPLES = int(os.environ.get("HOOKLOOP_EXAMPLES", "0"))
-"""How many of each; 0 is few, the same at each start."""
-
-
-def many(few: int) -> settings:
-    """Try *few* examples, always the same, or as many as were asked for."""
-    return settings(max_examples=EXAMPLES or few, derandomize=not EXAMPLES, deadline=None, database=None)
 
 
 def rain(n: int = 20_000, dry: float = 0.6, seed: int = 0) -> Tensor:
