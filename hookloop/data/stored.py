@@ -157,7 +157,7 @@ def _reopen(part: Part) -> None:
     elif part.format == "zarr":
         _open_zarr.cache_clear()
     else:
-        from hookloop.plugins.downscaling.files import forget_open
+        from hookloop.data.files import forget_open
 
         forget_open()
 
@@ -166,7 +166,7 @@ def _read(box: Box) -> Stored:
     part = box.part
     if part.format == "hdf5":
         return np.asarray(_hdf5_file(part.path)[part.name][_key(box)])
-    from hookloop.plugins.downscaling.files import open_variable
+    from hookloop.data.files import open_variable
 
     return np.asarray(open_variable(part)[_key(box)])
 

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from attrs import define, field, frozen
 
+from hookloop.data.calendars import dates
+from hookloop.data.grids import Grid
+from hookloop.data.stored import Box, Floats, Ints, Part, fetch
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.calendars import dates
-from hookloop.plugins.downscaling.stored import Box, Floats, Ints, Part, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from hookloop.plugins.downscaling.calendars import Times
-    from hookloop.plugins.downscaling.grids import Axis
+    from hookloop.data.calendars import Times
+    from hookloop.data.grids import Axis
 
 _Runs: TypeAlias = "tuple[list[slice], list[slice], list[slice]]"
 _View: TypeAlias = "slice | Ints"
@@ -51,13 +52,16 @@ class Gaps:
     seen: dict[str, int] = field(factory=lambda: defaultdict(int))
     first: dict[str, str] = field(factory=dict)
 
-    def refuse(self) -> None:
-        """Raise a ``HookloopError`` if there were any."""
+    def refuse(self, option: str = "fill: {{{name}: …}}") -> None:
+        """Raise a ``HookloopError`` if there were any.
+
+        :param option: what puts a value in their place, with ``{name}`` where the variable is named.
+        """
         for name, bad in self.bad.items():
             raise HookloopError(
                 f"variable {name}: {bad} of {self.seen[name]} values ({bad / self.seen[name]:.2%}) are NaN or "
                 f"infinite, the first at {self.first[name]}; expected none; "
-                f"downscaling.fill: {{{name}: …}} puts a value in their place"
+                f"{option.format(name=name)} puts a value in their place"
             )
 
 
@@ -87,6 +91,12 @@ class Fields:
     def shape(self) -> tuple[int, int]:
         """Cells in latitude and longitude."""
         return len(self.latitude.values), len(self.longitude.values)
+
+    @property
+    def grid(self) -> Grid:
+        """Where the cells lie."""
+        order = [axis.index if axis.oriented else None for axis in (self.latitude, self.longitude)]
+        return Grid(self.latitude.values, self.longitude.values, self.gridded, (order[0], order[1]))
 
     def read(self, wanted: Wanted, *, gaps: Gaps | None = None, retried: list[str] | None = None) -> Floats:
         """Read the cells, ``[item, variable, row, column]``; what several items share is read once.

@@ -15,13 +15,13 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hookloop.data import stored
+from hookloop.data.fields import Fields, Gaps, Part, Wanted, whole
+from hookloop.data.grids import Axis
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling import stored
-from hookloop.plugins.downscaling.fields import Fields, Gaps, Part, Wanted, whole
-from hookloop.plugins.downscaling.grids import Axis
 
 if TYPE_CHECKING:
-    from hookloop.plugins.downscaling.fields import Ints
+    from hookloop.data.fields import Ints
 
 T, H, W = 7, 9, 11
 TIMES = np.datetime64("2020-01-01T00", "ns") + np.arange(T) * np.timedelta64(6, "h")
@@ -158,7 +158,7 @@ def test_gaps_are_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(
         HookloopError,
         match=r"variable x: 2 of 99 values \(2.02%\) are NaN or infinite, the first at time "
-        r"2020-01-01T12:00, latitude -4, longitude 0 in .*/x; expected none; downscaling.fill",
+        r"2020-01-01T12:00, latitude -4, longitude 0 in .*/x; expected none; fill",
     ):
         source.read(whole(source, np.array([2]), np.array([0])))
 

@@ -9,8 +9,8 @@ import torch
 from attrs import define, frozen
 from torch import Tensor
 
+from hookloop.data.options import NormalizationConfig
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.data_options import NormalizationConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,11 +83,10 @@ def given(config: NormalizationConfig, names: Sequence[str]) -> Scale:
     for key, values in (("means", config.means), ("stds", config.stds)):
         if missing := [name for name in names if name not in values]:
             raise HookloopError(
-                f"downscaling.normalization.{key}: no value for {', '.join(missing)}; "
-                "expected one for each variable"
+                f"normalization.{key}: no value for {', '.join(missing)}; expected one for each variable"
             )
     means, stds = ([values[name] for name in names] for values in (config.means, config.stds))
-    return _scale(names, means, stds, "downscaling.normalization.stds")
+    return _scale(names, means, stds, "normalization.stds")
 
 
 def _scale(names: Sequence[str], means: Sequence[float], stds: Sequence[float], where: str) -> Scale:

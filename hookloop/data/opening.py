@@ -15,7 +15,7 @@ from hookloop.errors import HookloopError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from hookloop.plugins.downscaling.data_options import SourceConfig
+    from hookloop.data.options import SourceConfig
 
 Kind: TypeAlias = Literal["zarr", "netcdf4", "netcdf3", "grib"]
 

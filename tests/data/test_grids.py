@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hookloop.plugins.downscaling.grids import (
+from hookloop.data.grids import (
     Axis,
     counted_axis,
     in_convention,

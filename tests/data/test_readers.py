@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import zarr
 
+from hookloop.data.fields import Fields, Part
+from hookloop.data.grids import Axis
+from hookloop.data.readers import DEATHS, Inline, Readers
+from hookloop.data.reading import Cut, Job, Slab, neighbours
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.fields import Fields, Part
-from hookloop.plugins.downscaling.grids import Axis
 from hookloop.plugins.downscaling.patches import cells
-from hookloop.plugins.downscaling.readers import DEATHS, Inline, Readers
-from hookloop.plugins.downscaling.reading import Cut, Job, Slab, neighbours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -254,7 +254,7 @@ def test_a_slab_is_not_lent_while_it_is_written_to(sides: tuple[Fields, Fields])
 
 def test_too_large_a_slab_is_told(sides: tuple[Fields, Fields]) -> None:
     """Memory that cannot be had is a user's error before anything is read."""
-    with pytest.raises(HookloopError, match=r"1073741824 patches .* GiB of the .*patch.shuffle"):
+    with pytest.raises(HookloopError, match=r"1073741824 samples .* GiB of the .*batch_size.*patch.shuffle"):
         Inline(sides, Told()).borrow(((2**30, 1, 1024, 1024), (2**30, 1, 1024, 1024)))
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
+from hookloop.data.fields import Wanted
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.fields import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hookloop.plugins.downscaling.fields import Fields, Floats, Ints
+    from hookloop.data.fields import Fields, Floats, Ints
 
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 _TOLD = 5
@@ -92,7 +92,7 @@ class Slab:
         except OSError as problem:
             os.close(handle)
             raise HookloopError(
-                f"no memory for {size / 2**20:.3g} MiB of patches: {problem.strerror}"
+                f"no memory for {size / 2**20:.3g} MiB of samples: {problem.strerror}"
             ) from problem
         return cls.mapped(number, handle, shapes)
 
@@ -118,9 +118,9 @@ def expect_room(shapes: tuple[Shape, Shape]) -> None:
     size, memory = _bytes(shapes), memory_of_machine()
     if size > memory / 2:
         raise HookloopError(
-            f"{shapes[0][0]} patches are shuffled among one another and read at once, "
+            f"{shapes[0][0]} samples are read together, "
             f"{size / 2**30:.3g} GiB of the {memory / 2**30:.3g} GiB that there are; "
-            "lower downscaling.patch.shuffle or per_sample"
+            "lower batch_size, or of patches patch.shuffle or patch.per_sample"
         )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from hookloop.data.statistics_cache import cache_directory, fingerprint, keep, recall
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.statistics_cache import cache_directory, fingerprint, keep, recall
 
 if TYPE_CHECKING:
     from collections.abc import Callable

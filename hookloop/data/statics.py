@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hookloop.data.files import read_static
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.files import read_static
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hookloop.plugins.downscaling.data_options import StaticConfig
-    from hookloop.plugins.downscaling.files import Static
-    from hookloop.plugins.downscaling.grids import Axis, Floats, Grid, Indices
+    from hookloop.data.files import Static
+    from hookloop.data.grids import Axis, Floats, Grid, Indices
+    from hookloop.data.options import StaticConfig
 
 
 def load_statics(statics: Sequence[StaticConfig], grid: Grid) -> Tensor:
@@ -31,7 +31,7 @@ def load_statics(statics: Sequence[StaticConfig], grid: Grid) -> Tensor:
     try:
         fields = [_load(static, grid) for static in statics]
     except HookloopError as error:
-        raise HookloopError(f"downscaling.statics: {error}") from error
+        raise HookloopError(f"statics: {error}") from error
     return torch.stack(fields) if fields else torch.empty(0, *grid.shape)
 
 

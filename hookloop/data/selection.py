@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from hookloop.data.calendars import minutes_since, span, within
+from hookloop.data.options import minutes
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.calendars import minutes_since, span, within
-from hookloop.plugins.downscaling.data_options import minutes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hookloop.plugins.downscaling.calendars import Times
-    from hookloop.plugins.downscaling.data_options import RepeatConfig, SplitConfig
+    from hookloop.data.calendars import Times
+    from hookloop.data.options import RepeatConfig, SplitOptions
 
 Ints = npt.NDArray[np.int64]
 Range = tuple[str, str]
 
 
-def chosen(times: Times, split: SplitConfig, where: str) -> Ints:
+def chosen(times: Times, split: SplitOptions, where: str) -> Ints:
     """Choose from ascending *times* by ``time``, ``every`` and ``repeat`` of *split*; ``[chosen]``, ascending.
 
     ``every`` and ``repeat`` count from the first time that lies in a range.
@@ -44,7 +44,7 @@ def chosen(times: Times, split: SplitConfig, where: str) -> Ints:
     return inside[keep]
 
 
-def in_ranges(times: Times, split: SplitConfig) -> npt.NDArray[np.bool_]:
+def in_ranges(times: Times, split: SplitOptions) -> npt.NDArray[np.bool_]:
     """Which of *times* lie in a range of *split*; all, where it has none.
 
     :raises HookloopError: where a date makes no sense.
@@ -66,7 +66,7 @@ def without_neighbours(times: Times, others: Times, gap: str) -> Ints:
     return np.flatnonzero(np.minimum(*distances) >= minutes(gap))
 
 
-def _ranges(split: SplitConfig) -> Sequence[Range]:
+def _ranges(split: SplitOptions) -> Sequence[Range]:
     if split.time is None:
         return []
     return [split.time] if isinstance(split.time, tuple) else split.time
@@ -108,7 +108,7 @@ def _interval(option: str, duration: str) -> int:
     return length
 
 
-def _asked(split: SplitConfig) -> str:
+def _asked(split: SplitOptions) -> str:
     asked = [] if split.every is None else [f"every {split.every}"]
     if (repeat := split.repeat) is not None:
         asked.append(f"repeat ({repeat.take} of every {repeat.every} from {repeat.start} on)")

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import traceback
 import weakref
 from collections import deque
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, reduction, resource_tracker
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from attrs import define, field, frozen
 
+from hookloop.data.reading import Slab, carry_out
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.reading import Slab, carry_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import ExitStack
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-    from hookloop.plugins.downscaling.fields import Fields
-    from hookloop.plugins.downscaling.reading import Job, Shape
+    from hookloop.data.fields import Fields
+    from hookloop.data.reading import Job, Shape
 
 DEATHS = 3
 """How many more processes than there are may die without any of them getting on."""
@@ -115,6 +117,24 @@ class Inline:
         """Do it."""
         job = self._jobs.pop(number)
         _report(carry_out(job, self.sides, self._used[job.slab]), self.tell)
+
+
+def open_reading(
+    sides: Sequence[Fields], workers: int | Literal["auto"], tell: Tell, cleanup: ExitStack
+) -> tuple[Reading, int]:
+    """What reads *sides*, until *cleanup* ends it, and how many jobs it carries out at once; 0 in this process."""
+    count = default_workers() if workers == "auto" else workers
+    if not count:
+        return Inline(sides, tell), 0
+    readers = Readers(sides, count, tell)
+    cleanup.callback(readers.close)
+    return readers, count
+
+
+def default_workers() -> int:
+    """As many as there are cores beside the one that trains, up to eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores - 1))
 
 
 def _taken(free: list[Slab], shapes: tuple[Shape, Shape]) -> Slab | None:

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define, field, frozen
 
-from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.calendars import dates, repeated, set_back, to_millisecond
-from hookloop.plugins.downscaling.conventions import (
+from hookloop.data.calendars import dates, repeated, set_back, to_millisecond
+from hookloop.data.conventions import (
     dimensions,
     find_variables,
     level_name,
@@ -20,16 +19,17 @@ from hookloop.plugins.downscaling.conventions import (
     readings,
     scalars,
 )
-from hookloop.plugins.downscaling.stored import Part
+from hookloop.data.stored import Part
+from hookloop.errors import HookloopError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import xarray as xr
 
-    from hookloop.plugins.downscaling.calendars import Times
-    from hookloop.plugins.downscaling.data_options import SourceConfig
-    from hookloop.plugins.downscaling.opening import Kind
+    from hookloop.data.calendars import Times
+    from hookloop.data.opening import Kind
+    from hookloop.data.options import SourceConfig
 
 _HORIZONTAL = {"latitude": "latitude", "longitude": "longitude", "row": "latitude", "column": "longitude"}
 _COORDINATES = {"latitude": "lat or latitude", "longitude": "lon or longitude"}
@@ -263,7 +263,7 @@ def _times(file: Opened, variable: str) -> tuple[str | None, Times]:
     if alone is None or any(d.role == "time" for d in dimensions(file.data, variable).values()):
         raise HookloopError(
             f"{file.path}: no coordinate time, found {listed(file.data.coords)}; expected when fields of {variable} "
-            "are valid: one field for all times, such as terrain, goes on the fine grid under downscaling.statics"
+            "are valid: one field for all times, such as terrain, goes on the fine grid under statics"
         )
     return None, file.times(alone)
 

@@ -9,9 +9,10 @@ from hypotheses import many
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hookloop.data.options import RepeatConfig
+from hookloop.data.selection import chosen, without_neighbours
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.data_options import RepeatConfig, SplitConfig
-from hookloop.plugins.downscaling.selection import chosen, without_neighbours
+from hookloop.plugins.downscaling.data_options import SplitConfig
 
 HOUR = np.timedelta64(1, "h")
 HOURS = np.datetime64("2019-03-22T00", "ns") + np.arange(48) * HOUR

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from hookloop.data.grids import Grid
+from hookloop.data.options import StaticConfig
+from hookloop.data.statics import load_statics
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.data_options import StaticConfig
-from hookloop.plugins.downscaling.grids import Grid
-from hookloop.plugins.downscaling.statics import load_statics
 
 if TYPE_CHECKING:
     from pathlib import Path

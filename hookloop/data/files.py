@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from attrs import evolve, frozen
 
-from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.bars import bar
-from hookloop.plugins.downscaling.calendars import calendar_of, joined, order, same
-from hookloop.plugins.downscaling.data_options import SourceConfig
-from hookloop.plugins.downscaling.fields import Fields
-from hookloop.plugins.downscaling.grids import Axis, counted_axis, latitude_axis, longitude_axis
-from hookloop.plugins.downscaling.opening import fill_of, is_url, kind_of, open_datasets, paths_of
-from hookloop.plugins.downscaling.variables import (
+from hookloop.data.bars import bar
+from hookloop.data.calendars import calendar_of, joined, order, same
+from hookloop.data.fields import Fields
+from hookloop.data.grids import Axis, counted_axis, latitude_axis, longitude_axis
+from hookloop.data.opening import fill_of, is_url, kind_of, open_datasets, paths_of
+from hookloop.data.options import SourceConfig
+from hookloop.data.variables import (
     Cells,
     Found,
     Opened,
@@ -29,14 +28,15 @@ from hookloop.plugins.downscaling.variables import (
     locate,
     place_cells,
 )
+from hookloop.errors import HookloopError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import xarray as xr
 
-    from hookloop.plugins.downscaling.calendars import Times
-    from hookloop.plugins.downscaling.stored import Part
+    from hookloop.data.calendars import Times
+    from hookloop.data.stored import Part
 
 _EXAMPLES = 3
 """How many examples an error names."""
@@ -337,7 +337,7 @@ def _common_units(name: str, found: Sequence[Found]) -> str:
     """Return the units of one variable, after checking that all files that say any say the same."""
     said = [one for one in found if one.units]
     for one in said:
-        if _compact(one.units) != _compact(said[0].units):
+        if compact_units(one.units) != compact_units(said[0].units):
             raise HookloopError(
                 f"{one.part.path}: {name} is in {one.units}, in {said[0].part.path} in {said[0].units}; "
                 "expected the same units in all files"
@@ -345,7 +345,7 @@ def _common_units(name: str, found: Sequence[Found]) -> str:
     return said[0].units if said else ""
 
 
-def _compact(units: str) -> str:
+def compact_units(units: str) -> str:
     """Write powers and products in one way: ``m s**-1`` and ``m.s^-1`` are ``m s-1``; ``ms-1`` is not."""
     products = re.sub(r"(?<=\w)[\s.]+(?=\w)", " ", re.sub(r"\s*(\*\*|\^)\s*", "", units))
     return re.sub(r"(?<!\w)[\s.]+|[\s.]+(?!\w)", "", products)

@@ -10,8 +10,8 @@ from hypothesis import given as example
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hookloop.data.normalize import Moments, NormalizationConfig, Scale, given, scale_of
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.normalize import Moments, NormalizationConfig, Scale, given, scale_of
 
 
 def statistics(fields: Tensor, names: list[str]) -> Scale:
@@ -97,5 +97,5 @@ def test_given_for_some_only() -> None:
 @pytest.mark.parametrize("std", [0.0, -1.0, math.nan])
 def test_given_std_must_be_positive(std: float) -> None:
     """A standard deviation that is none is named."""
-    with pytest.raises(HookloopError, match=r"standard deviation of t2m in downscaling\.normalization\.stds"):
+    with pytest.raises(HookloopError, match=r"standard deviation of t2m in normalization\.stds"):
         given(NormalizationConfig(means={"t2m": 280.0}, stds={"t2m": std}), ["t2m"])

@@ -15,13 +15,13 @@ import pytest
 import xarray as xr
 from fsspec.implementations.memory import MemoryFileSystem
 
+from hookloop.data import files
+from hookloop.data.calendars import calendar_of, labels
+from hookloop.data.fields import Fields, Wanted
+from hookloop.data.files import open_fields, read_static, select
+from hookloop.data.opening import open_datasets
+from hookloop.data.options import SourceConfig
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling import files
-from hookloop.plugins.downscaling.calendars import calendar_of, labels
-from hookloop.plugins.downscaling.data_options import SourceConfig
-from hookloop.plugins.downscaling.fields import Fields, Wanted
-from hookloop.plugins.downscaling.files import open_fields, read_static, select
-from hookloop.plugins.downscaling.opening import open_datasets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -641,7 +641,7 @@ def test_many_files_are_not_kept_open(tmp_path: Path) -> None:
     for n in range(40):
         save(data(HOURS[[n]]), tmp_path / f"{n:02}.nc")
     program = (
-        "import resource; import hookloop.plugins.downscaling.files as files; import h5netcdf, xarray; "
+        "import resource; import hookloop.data.files as files; import h5netcdf, xarray; "
         f"files.open_fields(['{tmp_path}/00.nc'], ['t2m']); "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)); "
         f"print(len(files.open_fields(['{tmp_path}/*.nc'], ['t2m']).times))"
@@ -938,7 +938,7 @@ def test_no_time(tmp_path: Path) -> None:
 def test_terrain_beside_fields(tmp_path: Path) -> None:
     """A variable that has no time, beside others or in its file, is pointed to the statics."""
     terrain = data(name="orog").isel(time=0, drop=True)
-    message = r"expected when fields of orog are valid: .* such as terrain, .*downscaling\.statics"
+    message = r"expected when fields of orog are valid: .* such as terrain, .*under statics"
     apart = [save(data(), tmp_path / "a.nc"), save(terrain, tmp_path / "orog.nc")]
     with pytest.raises(HookloopError, match=rf"orog\.nc: .*{message}"):
         open_fields(apart, ["t2m", "orog"])

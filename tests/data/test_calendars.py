@@ -4,7 +4,7 @@ import cftime
 import numpy as np
 import pytest
 
-from hookloop.plugins.downscaling.calendars import (
+from hookloop.data.calendars import (
     calendar_of,
     dates,
     day_of_year,
