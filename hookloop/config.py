@@ -199,11 +199,13 @@ def _choosing(a: attrs.Attribute[Any]) -> Callable[[object], object]:
 
 
 def _choose(group: str, unnamed: str | None, value: object) -> object:
-    """Structure ``{name: …, **options}`` into the class that entry point *name* of *group* offers.
+    """Structure ``name`` or ``{name: …, **options}`` into the class that entry point *name* of *group* offers.
 
     :param unnamed: the name where none is given; ``None`` demands one.
     """
     offered = {entry.name: entry for entry in entry_points(group=group)}
+    if isinstance(value, str):
+        value = {"name": value}
     if unnamed is not None and isinstance(value, Mapping):
         value = {"name": unnamed, **value}
     if not isinstance(value, Mapping) or "name" not in value:

@@ -41,11 +41,11 @@ def _hooks_of(cls: type) -> list[str]:
     ]
 
 
-def _options(cls: type, prefix: str, listed: dict[type, str]) -> list[str]:
+def _options(cls: type, prefix: str, listed: dict[type | str, str]) -> list[str]:
     """List the options of *cls*, with those within them.
 
     :param listed: by class, the option where its own have been listed; that is done once, but for options with
-        defaults of their own.
+        defaults of their own. By group of entry points, the option where its choices have been.
     """
     lines: list[str] = []
     for a in resolved_fields(cls):
@@ -80,12 +80,15 @@ def _within(kind: object, option: str) -> dict[type, str]:
     return found
 
 
-def _choices(a: attrs.Attribute[Any], option: str, listed: dict[type, str]) -> list[str]:
-    """Every class that may be chosen as *option*, by name, with the options it then has; not again for a list."""
+def _choices(a: attrs.Attribute[Any], option: str, listed: dict[type | str, str]) -> list[str]:
+    """Every class that may be chosen as *option*, by name, with the options it then has; once for each group."""
     lines: list[str] = []
-    if get_origin(a.type) is list:
+    group = a.metadata["group"]
+    if group in listed:
         return lines
-    for entry in sorted(entry_points(group=a.metadata["group"]), key=lambda entry: entry.name):
+    option = f"{option}[]" if get_origin(a.type) is list else option
+    listed[group] = option
+    for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
         try:
             cls = entry.load()
         except Exception as error:  # noqa: BLE001 - one broken choice must not hide the others
@@ -103,8 +106,13 @@ def _default(a: attrs.Attribute[Any]) -> str:
     if isinstance(value, str):
         return value
     if attrs.has(type(value)):
-        return str(getattr(value, "chosen_as", "..."))
-    return json.dumps(value, default=str)
+        return _chosen(value)
+    return json.dumps(value, default=_chosen)
+
+
+def _chosen(value: object) -> str:
+    """Name the class that is chosen."""
+    return str(getattr(value, "chosen_as", "...") if attrs.has(type(value)) else value)
 
 
 def _first_line(item: object) -> str:

@@ -12,6 +12,7 @@ from hookloop.durable import set_aside
 from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.manager import plugin_of
+from hookloop.plugins.generation import Generation
 from hookloop.resume import Averaging, Stateful, load_weights
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ def adapt(assembly: Assembly, state: Mapping[str, object], directory: Path) -> A
     at = _progress(state)
     config = evolve(assembly.config, dir=directory, max_epochs=at["epoch"] + (at["batch"] > 0))
     plugins = {name: plugin for name, plugin in assembly.plugins.items() if plugin_of(name) not in _LEFT_OUT}
-    for name in [name for name in plugins if plugin_of(name) == "generation"]:
-        plugins[name] = evolve(plugins[name], epochs="::1")  # type: ignore[misc]  # every plugin is an attrs object
+    for name, plugin in plugins.items():
+        if isinstance(plugin, Generation):
+            plugins[name] = plugin.in_every_epoch()
     resolved = {"run": options_of(config), **{name: options_of(plugin) for name, plugin in plugins.items()}}
     return evolve(assembly, config=config, plugins=plugins, document=resolved)
 

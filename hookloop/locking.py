@@ -124,6 +124,7 @@ def lock(
     directory: Path,
     events: FilteringBoundLogger,
     *,
+    option: str = "run.dir",
     host: str | None = None,
     beat: float = 10.0,
     watch: float = 25.0,
@@ -131,12 +132,13 @@ def lock(
     """Hold ``run.lock`` so that no second run writes into *directory*; the file is removed at the end.
 
     :param events: where to say that a holder is watched, that a lock is taken over, or that ours was.
+    :param option: what names *directory*, for an error.
     :param host: what to call this machine; its own name where ``None``.
     :param beat: seconds between heartbeats.
     :param watch: how many seconds the holder of another machine may be without one.
     :raises HookloopError: naming the host, process and start of the run that holds it.
     """
-    newcomer = _Newcomer(directory / "run.lock", events, host or platform.node(), beat, watch)
+    newcomer = _Newcomer(directory / "run.lock", events, option, host or platform.node(), beat, watch)
     file, record = newcomer.acquire()
     # An flock is shared with forked workers and would outlive its holder in them, so they close the file at once.
     # A POSIX record lock is not inherited, but it does not keep out a second run of the same process, and
@@ -166,6 +168,7 @@ class _Newcomer:
 
     path: Path
     events: FilteringBoundLogger
+    option: str
     host: str
     beat: float
     watch: float
@@ -298,11 +301,13 @@ class _Newcomer:
     def _held(self, record: bytes) -> HookloopError:
         return HookloopError(
             f"{self.path}: another run writes here: {_who(record)}; "
-            "wait for it, stop it, or choose another run.dir"
+            f"wait for it, stop it, or choose another {self.option}"
         )
 
     def _unusable(self, what: str, problem: OSError) -> HookloopError:
-        remedy = "make room" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another run.dir"
+        remedy = (
+            "make room" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else f"choose another {self.option}"
+        )
         return HookloopError(f"{self.path}: cannot be {what} ({problem.strerror}); {remedy}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from hookloop.errors import HookloopError
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hookloop.core import Run
+
+_FEW = 5
+"""So many names are told."""
 
 
 def measured(run: Run, metrics: Mapping[str, float], key: str, option: str) -> float | None:
@@ -23,10 +27,8 @@ def measured(run: Run, metrics: Mapping[str, float], key: str, option: str) -> f
     if is_not_due(metrics, key):
         return None
     if key not in metrics:
-        there = names_in(metrics)
         raise HookloopError(
-            f"{option}: {key} was not measured in this evaluation; there are {', '.join(there) or 'none'}"
-            f"{suggestion(key, there)}"
+            f"{option}: {key} was not measured in this evaluation; there are {near(key, metrics)}"
         )
     value = float(metrics[key])
     if math.isnan(value):
@@ -39,6 +41,11 @@ def is_not_due(metrics: Mapping[str, float], key: str) -> bool:
     return key.startswith("inference/") and not any(name.startswith("inference/") for name in metrics)
 
 
-def names_in(metrics: Mapping[str, float]) -> list[str]:
-    """What one may decide by: everything but times."""
-    return sorted(name for name in metrics if not name.startswith("epoch/"))
+def near(key: str, metrics: Mapping[str, float]) -> str:
+    """Tell what one may decide by instead of *key*: everything but times, or the few names nearest to it."""
+    there = sorted(name for name in metrics if not name.startswith("epoch/"))
+    if len(there) <= _FEW:
+        told = ", ".join(there) or "none"
+    else:
+        told = f"{', '.join(get_close_matches(key, there, _FEW, cutoff=0))} and {len(there) - _FEW} more"
+    return f"{told}{suggestion(key, there)}"

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from hookloop.yamlfile import Plain
+
 Batch = Any
 """Whatever the task's data yields; only the task that made it looks inside."""
 
@@ -89,22 +91,32 @@ def independent_windows(split: str, n_cases: int, size: int, limit: int | None =
 
 @frozen(eq=False)
 class Paired:
-    """Generated fields beside the truth, in physical units, by variable name."""
+    """Generated fields beside the truth, in physical units, by variable name.
+
+    A row is a case of the window, or of a forecast a step of a case.
+    """
 
     prediction: Mapping[str, Tensor]
-    """``[case, member, lat, lon]``."""
+    """``[row, member, lat, lon]``."""
     target: Mapping[str, Tensor]
-    """``[case, lat, lon]``."""
+    """``[row, lat, lon]``."""
     baseline: Mapping[str, Tensor]
-    """What is to be beaten (for downscaling: bicubic interpolation), ``[case, lat, lon]``, where there is any."""
+    """What is to be beaten (for downscaling: bicubic interpolation), ``[row, lat, lon]``, where there is any."""
     coarse: Mapping[str, Tensor]
-    """What was given, ``[case, coarse lat, coarse lon]``."""
+    """What was given, ``[row, coarse lat, coarse lon]``."""
     latitude: Sequence[float]
     longitude: Sequence[float]
     labels: Sequence[str]
-    """What to call each case, such as its time."""
+    """What to call each row, such as its time; unlike any other of the same lead time."""
+    days: Sequence[str] = ()
+    """The day of each row: rows of a day depend on each other. Its label where none is given."""
+    lead_times: Sequence[str] = ()
+    """How far each row is ahead, such as ``6h``; of forecasts only."""
     units: Mapping[str, str] = field(factory=dict)
-    lead_time: str | None = None
+    gridded: bool = True
+    """Whether latitude and longitude are degrees; if not, they count rows and columns."""
+    wraps: bool = False
+    """Whether the eastern edge adjoins the western."""
 
 
 @runtime_checkable
@@ -122,13 +134,24 @@ class Generative(Task, Protocol):
         """Give what the first window starts from."""
 
     def predict_paired(
-        self, state: State, window: Window, seeds: Sequence[Sequence[int]]
+        self, state: State, window: Window, seeds: Sequence[Sequence[int]], first: int = 0
     ) -> tuple[Paired, State]:
         """Generate one member for each seed of each case: ``seeds[case][member]``.
+
+        *first* is the number, within its ensemble, of the first of these members.
 
         The noise of a member is a function of its seed alone, so that it is the same field for any
         batch size.
         """
+
+
+@runtime_checkable
+class Described(Task, Protocol):
+    """A :class:`Task` that tells facts of its data that are needed wherever its model is used without them."""
+
+    @property
+    def facts(self) -> Mapping[str, Plain]:
+        """These facts as plain data; every checkpoint holds them, as ``task``."""
 
 
 @runtime_checkable
@@ -138,3 +161,26 @@ class WithoutBaseline(Protocol):
     @property
     def without_baseline(self) -> Sequence[str]:
         """Those variables of :attr:`Paired.prediction` that :attr:`Paired.baseline` lacks."""
+
+
+@runtime_checkable
+class NoiseLevels(Task, Protocol):
+    """A :class:`Task` that learns to remove noise, and can tell its loss by how much of it there is."""
+
+    def noise_levels(self, quantiles: Tensor) -> Tensor:
+        """Give the noise level σ at each of the *quantiles* (between 0 and 1) of those that are trained at."""
+
+    def loss_at(self, batch: Batch, quantiles: Tensor) -> Mapping[str, Tensor]:
+        """Give the losses of :meth:`Task.loss` for each sample, ``[batch]``, with noise of these levels.
+
+        :param quantiles: of the noise levels that are trained at, ``[batch]``, float64, on the CPU.
+        """
+
+
+@runtime_checkable
+class NamesVariables(Protocol):
+    """A :class:`Generative` that tells beforehand which variables it generates."""
+
+    @property
+    def variables(self) -> Sequence[str]:
+        """The keys of :attr:`Paired.prediction`."""

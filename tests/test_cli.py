@@ -459,9 +459,9 @@ def test_a_command_of_a_third_party_is_listed_and_runs(site: Site, call: Callabl
     site.install(
         "greeter", COMMANDS, {"hookloop.commands": {"greet": "greeter:greet", "init.me": "greeter:greet"}}
     )
-    listed = call("--help").out
+    listed = " ".join(call("--help").out.split())
     assert "greeter" not in sys.modules
-    assert "  greet     from a plugin; see its --help" in listed
+    assert " greet from a plugin; see its --help" in listed
     assert "init.me" not in listed
     assert [(call("greet", code).code, call("init", "me", code).out) for code in (0, 3)] == [
         (0, "hello\n"),

@@ -325,6 +325,12 @@ def test_a_chosen_part_is_built_from_its_own_options() -> None:
     assert model.backbone == UNetOptions(channels=32)
 
 
+def test_a_name_alone_chooses_a_part_with_its_defaults() -> None:
+    """No braces are needed where there are no options."""
+    model = build(ModelConfig, read("s: {inputs: [t], outputs: [t], backbone: unet}", "cfg.yaml"), "s")
+    assert model.backbone == UNetOptions()
+
+
 def test_a_chosen_part_survives_being_written_and_built_again() -> None:
     """Its name is written too."""
     model = ModelConfig(inputs=["t"], outputs=["t"], backbone=UNetOptions(channels=32))
@@ -344,7 +350,8 @@ def test_a_chosen_part_survives_being_written_and_built_again() -> None:
             "s.backbone.name: expected one of unet, found ['unet']; did you mean 'unet'?",
         ),
         ("{channels: 3}", "s.backbone: expected a name (unet) and its options, found options"),
-        ("unet", "s.backbone: expected a name (unet) and its options, found 'unet'"),
+        ("[unet]", "s.backbone: expected a name (unet) and its options, found ['unet']"),
+        ("unett", "s.backbone.name: expected one of unet, found 'unett'; did you mean 'unet'?"),
         ("{name: unet, channels: 3}", "s.backbone.channels: 'channels' must be >= 4: 3"),
     ],
 )

@@ -356,7 +356,7 @@ GARBAGE = [
 ]
 
 
-@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))  # every process the same ids
 def test_garbage_is_watched_and_replaced(tmp_path: Path, garbage: bytes) -> None:
     """Its writer is unknown; if nothing moves it is dead, and nothing of it is left."""
     write(tmp_path, garbage)

@@ -33,6 +33,17 @@ def test_a_metric_that_was_not_measured_is_an_error(tmp_path: Path) -> None:
         measured(fake_run(tmp_path), {"epoch/validation_seconds": 1.0}, "val/loss", "x.metric")
 
 
+def test_of_many_metrics_only_the_nearest_are_named(tmp_path: Path) -> None:
+    """Five, the nearest first, and how many more there are."""
+    metrics = {f"inference/{name}/pr": 0.5 for name in map(str, range(100, 220))} | {"val/loss": 0.5}
+    with pytest.raises(HookloopError) as refused:
+        measured(fake_run(tmp_path), metrics, "val/los", "x.metric")
+    told = str(refused.value).partition("there are ")[2]
+    assert told.startswith("val/loss, ")
+    assert "and 116 more; did you mean 'val/loss'?" in told
+    assert told.count("/pr") == 4
+
+
 def test_nan_is_told(tmp_path: Path) -> None:
     """It is what was measured, and people should know."""
     run = fake_run(tmp_path)

@@ -248,7 +248,8 @@ def problems(scheduler: str) -> list[str]:
         ("{name: ExponentialLR}", ".gamma: missing; expected a number"),
         ("{name: StepLR, step_size: 0}", ".step_size: 'step_size' must be > 0: 0"),
         ("{step: minute}", ".step: expected one of batch, epoch, found"),
-        ("constant", ": expected a name ("),
+        ("[constant]", ": expected a name ("),
+        ("constant", ".name: expected one of ConstantLR, "),
         (
             "{name: SequentialLR, schedulers: [{name: ConstantLR}], milestones: [3]}",
             ": milestones: found 1 for 1 schedulers, expected 0: where each but the first begins",

@@ -15,10 +15,10 @@ from hookloop import resume
 from hookloop.durable import make_directory
 from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
-from hookloop.metrics import is_not_due, names_in
+from hookloop.metrics import is_not_due, near
 from hookloop.records import masked
 from hookloop.settings import doc, epoch_slice, epochs_in
-from hookloop.words import suggestion
+from hookloop.task import Described
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -194,12 +194,8 @@ class Checkpoint:
         if not metrics or is_not_due(metrics, key) or key in self._told:
             return
         self._told.add(key)
-        there = names_in(metrics)
         run.events.warning(
-            "metric.unmeasured",
-            option="checkpoint.best",
-            metric=key,
-            hint=f"{', '.join(there)}{suggestion(key, there)}",
+            "metric.unmeasured", option="checkpoint.best", metric=key, hint=f"there are {near(key, metrics)}"
         )
 
     @hookimpl
@@ -295,6 +291,7 @@ class Checkpoint:
             "progress": {"epoch": at.epoch, "batch": at.batch, "step": at.step},
             "config": masked(run.document),
             "best": dict(self.bests),
+            **({"task": dict(run.task.facts)} if isinstance(run.task, Described) else {}),
         }
 
     def _rest(self, run: Run) -> State:

@@ -1,33 +1,33 @@
-"""Inference while training: generate the validation cases and score the ensembles."""
+"""Inference while training: generate the evaluation cases and score the ensembles."""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict, deque
-from functools import partial
-from statistics import fmean
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Literal
 
-from attrs import Attribute, define, field
-from attrs.validators import ge, in_, optional
+from attrs import Attribute, define, evolve, field, frozen
+from attrs.validators import deep_mapping, ge, instance_of, lt, matches_re, optional
 
-from hookloop.durable import write_whole
 from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
+from hookloop.scores.score import Naming, Score
 from hookloop.settings import doc, epoch_slice, epochs_in
-from hookloop.task import Generative, WithoutBaseline
+from hookloop.task import Generative, NamesVariables, WithoutBaseline
+from hookloop.words import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from hookloop.core import Run
-    from hookloop.scores.ensemble import EnsembleScores
+    from hookloop.scoring import Results, Scoring
     from hookloop.task import Paired
 
 _AUTO_BATCH = 64
-_SCORES = ("crps", "crps_relative", "rmse", "spread_skill", "mae_baseline", "rmse_baseline")
+_DEFAULT = "validation"
 
 
 def _is_ensemble(_instance: object, _attribute: Attribute[int], value: int) -> None:
@@ -42,11 +42,58 @@ def _is_batch(
         raise ValueError(f"expected auto or at least 1, found {value}")
 
 
+def _default_scores() -> list[Score]:
+    from hookloop.scores.consistency import CoarseConsistency
+    from hookloop.scores.distribution import Quantiles
+    from hookloop.scores.energy import EnergyScore
+    from hookloop.scores.ensemble import EnsembleScore
+    from hookloop.scores.maps import ErrorMaps
+    from hookloop.scores.ranks import RankHistogram
+    from hookloop.scores.spectra import Spectra
+
+    return [
+        EnsembleScore(),
+        EnergyScore(),
+        RankHistogram(),
+        Quantiles(),
+        Spectra(),
+        CoarseConsistency(),
+        ErrorMaps(),
+    ]
+
+
+@frozen
+class InferenceSet:
+    """Cases to generate and score beside others."""
+
+    split: str | None = field(
+        default=None, metadata=doc("the split they are of; the set's own name if not given")
+    )
+    weight: float = field(
+        default=1.0,
+        validator=[ge(0.0), lt(float("inf"))],
+        metadata=doc("in inference/error; 0 for the log only"),
+    )
+    epochs: str | None = field(
+        default=None,
+        validator=optional(epoch_slice),
+        metadata=doc("after which epochs; generation's own if not given"),
+    )
+    windows: int | None = field(
+        default=None, validator=optional(ge(1)), metadata=doc("most cases; generation's own if not given")
+    )
+    members: int | None = field(
+        default=None,
+        validator=optional(_is_ensemble),
+        metadata=doc("members of each ensemble; generation's own if not given"),
+    )
+
+
 @define(eq=False)
 class Generation:
-    """Generate ensembles for the validation cases, score them against the truth and draw the last ones.
+    """Generate ensembles for the evaluation cases, score them against the truth and draw them.
 
-    Idle where the task cannot generate or has no validation split.
+    Idle where the task cannot generate or has no split to generate for.
     """
 
     epochs: str = field(
@@ -60,66 +107,148 @@ class Generation:
     windows: int | None = field(
         default=None,
         validator=optional(ge(1)),
-        metadata=doc("most cases to generate, spread over the validation split; null for all"),
+        metadata=doc("most cases to generate of a split; the task chooses which; null for all"),
     )
     max_batch: int | Literal["auto"] = field(
         default="auto", validator=_is_batch, metadata=doc(f"fields generated at once; auto is {_AUTO_BATCH}")
     )
-    error: Literal["crps", "crps_relative", "rmse"] = field(
+    metrics: list[Score] = field(
+        factory=_default_scores,
+        metadata={
+            **doc("what is scored: names, or names with options; see docs/scores.md"),
+            "group": "hookloop.scores",
+        },
+    )
+    error: str = field(
         default="crps_relative",
-        validator=in_(("crps", "crps_relative", "rmse")),
         metadata=doc(
             "the score that, averaged over variables, is inference/error: what is minimised; "
             "crps_relative needs a baseline of each"
         ),
     )
+    weights: Literal["area", "equal"] = field(
+        default="area",
+        metadata=doc("of cells in scores: their areas, as the cosine of latitude, or equal"),
+    )
+    sets: dict[str, InferenceSet] = field(
+        factory=dict,
+        validator=deep_mapping(
+            key_validator=[instance_of(str), matches_re(r"(?!(lead|figure|error)$)[A-Za-z0-9_-]+")]
+        ),
+        metadata=doc(f"named sets of cases, each scored by itself too; the split '{_DEFAULT}' if not given"),
+    )
     figures: int = field(
         default=1, validator=ge(0), metadata=doc("of how many of the last cases to draw figures")
     )
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what cannot be minimised, and scores that would overwrite one another."""
+        everywhere = [score for score in self.metrics if not isinstance(score, Naming)]
+        known = Counter(
+            result
+            for score in everywhere
+            for result in {*score.smaller_is_better, *score.comparable, *score.headline}
+        )
+        if twice := [result for result, n in known.items() if n > 1]:
+            raise ValueError(f"metrics: {', '.join(sorted(twice))} given by two of them, expected one each")
+        if self.error not in self._minimised:
+            raise ValueError(
+                f"error: expected one of {', '.join(self._minimised) or 'a score in metrics'}; found "
+                f"{self.error}{suggestion(self.error, self._minimised)}"
+            )
+        counted = {self._epochs_of(own) for own in self.sets.values() if own.weight}
+        if len(counted) > 1:
+            raise ValueError(
+                f"sets: those with a weight are inferred after {' and '.join(sorted(counted))}, expected the same "
+                "epochs: otherwise inference/error is not of the same cases each time"
+            )
+        if self.sets and not counted:
+            raise ValueError("sets: every weight is 0, expected one above")
+
+    def in_every_epoch(self) -> Generation:
+        """The same, due whatever the epoch."""
+        sets = {name: evolve(own, epochs=None) for name, own in self.sets.items()}
+        return evolve(self, epochs="::1", sets=sets)
 
     @hookimpl
     def before_run(self, run: Run) -> None:
         """Say so where there is nothing to do.
 
-        :raises HookloopError: where ``error`` is relative to a baseline that a variable does not have.
+        :raises HookloopError: where a set's split does not exist, ``error`` is relative to a baseline that
+            a variable does not have, or a score's options name a variable that there is not.
         """
-        task = _generative(run)
+        from hookloop.scoring import expect_variables
+
+        task = self._task(run)
         if task is None:
             run.events.info("generation.idle", why="the task cannot generate, or has no validation split")
             return
+        for name, own in self.sets.items():
+            split = own.split or name
+            if split not in task.data:
+                raise HookloopError(
+                    f"generation.sets.{name}: no split called {split}; expected one of "
+                    f"{', '.join(task.data)}{suggestion(split, task.data)}"
+                )
         if isinstance(task, WithoutBaseline):
             self._expect_baselines(task.without_baseline)
+        if isinstance(task, NamesVariables):
+            expect_variables(self.metrics, task.variables)
         validated = run.config.validated_epochs(run.task.data["train"].n_batches)
-        if set(validated).isdisjoint(epochs_in(self.epochs, run.config.max_epochs)):
-            run.events.warning(
-                "generation.never",
-                epochs=self.epochs,
-                hint=f"inference follows validation, in epochs {validated[:5]}: see run.validate_every",
-            )
+        for epochs in {self._epochs_of(own) for own in self._sets().values()}:
+            if set(validated).isdisjoint(epochs_in(epochs, run.config.max_epochs)):
+                run.events.warning(
+                    "generation.never",
+                    epochs=epochs,
+                    hint=f"inference follows validation, in epochs {validated[:5]}: see run.validate_every",
+                )
 
     @hookimpl
     def infer(self, run: Run) -> Mapping[str, float] | None:
         """``inference/error`` and ``inference/<score>/<variable>``; nothing in other epochs or when stopped.
 
+        With named sets each has its own below ``inference/<set>/``; ``inference/error`` and the means over
+        variables are weighted means over the sets.
+
         :raises Diverged: where a generated field is not finite.
         :raises HookloopError: where there is no case, or the data make a score undefined.
         """
-        task = _generative(run)
-        if task is None or not self._is_due(run):
+        task = self._task(run)
+        if task is None:
             return None
-        import torch
+        due = {name: own for name, own in self._sets().items() if self._is_due(run, own)}
+        metrics: dict[str, float] = {}
+        means: dict[str, dict[str, float]] = {}
+        for name, own in due.items():
+            prefix = f"{name}/" if self.sets else ""
+            results = self._inferred(run, task, own.split or name, own, prefix)
+            if results is None:
+                return None
+            means[name] = {**results.means, "error": self._error(results)}
+            found = {**results.metrics(), **means[name]}
+            metrics |= {f"inference/{prefix}{key}": value for key, value in found.items()}
+        over_sets = _weighted(means, {name: own.weight for name, own in due.items()})
+        metrics |= {f"inference/{key}": value for key, value in over_sets.items()}
+        return metrics or None
 
-        from hookloop.evaluation import evaluating
+    @property
+    def _minimised(self) -> list[str]:
+        return [result for score in self.metrics for result in score.smaller_is_better]
 
-        # Not inference_mode: what a model caches meanwhile must remain usable for training.
-        with evaluating(task.model), torch.no_grad(), run.optimization.autocast():
-            scores, last = self._generate(run, task)
-        if run.stopping:
-            return None
-        metrics = self._metrics(scores)
-        for paired, i, case in last:
-            _draw(run, paired, i, case)
-        return metrics
+    def _sets(self) -> Mapping[str, InferenceSet]:
+        return self.sets or {_DEFAULT: InferenceSet()}
+
+    def _task(self, run: Run) -> Generative | None:
+        """The task, if there is anything to generate."""
+        there = isinstance(run.task, Generative) and (self.sets or _DEFAULT in run.task.data)
+        return run.task if there and isinstance(run.task, Generative) else None
+
+    def _epochs_of(self, own: InferenceSet) -> str:
+        return own.epochs or self.epochs
+
+    def _is_due(self, run: Run, own: InferenceSet) -> bool:
+        numbers = epochs_in(self._epochs_of(own), run.config.max_epochs)
+        return run.progress.step == 0 or run.progress.epoch + 1 in numbers
 
     def _expect_baselines(self, lacking: Sequence[str]) -> None:
         if lacking and self.error == "crps_relative":
@@ -128,58 +257,88 @@ class Generation:
                 "to; expected crps or rmse"
             )
 
-    def _is_due(self, run: Run) -> bool:
-        numbers = epochs_in(self.epochs, run.config.max_epochs)
-        return run.progress.step == 0 or run.progress.epoch + 1 in numbers
+    def _inferred(
+        self, run: Run, task: Generative, split: str, own: InferenceSet, prefix: str
+    ) -> Results | None:
+        """Generate, score and draw the cases of *split*; ``None`` when stopped."""
+        import torch
+
+        from hookloop.evaluation import evaluating
+        from hookloop.figure_files import keep_units
+        from hookloop.scoring import Scoring
+
+        scoring = Scoring(self.metrics, run.seed, self.weights)
+        # Not inference_mode: what a model caches meanwhile must remain usable for training.
+        with evaluating(task.model), torch.no_grad(), run.optimization.autocast():
+            last, rows = self._generate(run, task, split, own, scoring)
+        if run.stopping:
+            return None
+        if last is None:
+            raise HookloopError(f"generation: found no case in the split {split}, expected at least one")
+        results = scoring.results()
+        drawing = _Drawing(run, prefix)
+        for paired, row in rows:
+            drawing.case(paired, row)
+        drawing.pictures(results, last)
+        keep_units(run, {name: last.units[name] for name in last.prediction if name in last.units})
+        return results
 
     def _generate(
-        self, run: Run, task: Generative
-    ) -> tuple[dict[str, EnsembleScores], Iterable[tuple[Paired, int, int]]]:
-        """Scores by variable, and the last cases: where they lie in what was generated, and their numbers."""
+        self, run: Run, task: Generative, split: str, own: InferenceSet, scoring: Scoring
+    ) -> tuple[Paired | None, Iterable[tuple[Paired, int]]]:
+        """Count everything; give what was generated last, and the rows whose figures are wanted."""
         from hookloop.looper import ensembles
-        from hookloop.scores.ensemble import EnsembleScores
 
-        scores: defaultdict[str, EnsembleScores] = defaultdict(EnsembleScores)
-        last: deque[tuple[Paired, int, int]] = deque(maxlen=self.figures)
-        max_batch = _AUTO_BATCH if self.max_batch == "auto" else self.max_batch
-        for window, paired in ensembles(
-            run, task, members=self.members, max_batch=max_batch, limit=self.windows
+        paired: Paired | None = None
+        rows: deque[tuple[Paired, int]] = deque(maxlen=self.figures)
+        for _, paired in ensembles(
+            run,
+            task,
+            split,
+            members=own.members or self.members,
+            max_batch=_AUTO_BATCH if self.max_batch == "auto" else self.max_batch,
+            limit=own.windows or self.windows,
         ):
-            for name, prediction in paired.prediction.items():
-                target, baseline = paired.target[name], paired.baseline.get(name)
-                _expect_finite(name, paired, prediction=prediction, target=target, baseline=baseline)
-                scores[name].update(prediction, target, baseline)
-            last.extend((paired, i, case) for i, case in enumerate(window.cases))
-        return scores, last
+            for name in paired.prediction:
+                _expect_finite(name, paired)
+            scoring.count(paired)
+            rows.extend((paired, row) for row in range(len(paired.labels)))
+        return paired, rows
 
-    def _metrics(self, scores: Mapping[str, EnsembleScores]) -> dict[str, float]:
-        if not scores:
-            raise HookloopError("generation: found no case in the validation split, expected at least one")
-        results = {name: _result(name, summed) for name, summed in scores.items()}
-        self._expect_baselines([name for name, result in results.items() if self.error not in result])
-        metrics = {
-            f"inference/{score}/{name}": result[score]
-            for name, result in results.items()
-            for score in _SCORES
-            if score in result
-        }
-        metrics["inference/error"] = fmean(result[self.error] for result in results.values())
-        return metrics
+    def _error(self, results: Results) -> float:
+        from hookloop.scoring import mean
+
+        found = results.numbers.get(self.error, {})
+        if lacking := [name for name in results.tallies if name not in found]:
+            others = [result for result in self._minimised if result != self.error]
+            raise HookloopError(
+                f"generation.error: {self.error} of {', '.join(lacking)} is undefined for these cases; expected "
+                f"one that is defined, such as {' or '.join(others)}"
+            )
+        return mean(found)
 
 
-def _generative(run: Run) -> Generative | None:
-    return run.task if isinstance(run.task, Generative) and "validation" in run.task.data else None
+def _weighted(means: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
+    """Average over the sets with a weight what all of them have."""
+    counted = [name for name in means if weights[name]]
+    total = sum(weights[name] for name in counted)
+    return {
+        key: sum(weights[name] * means[name][key] for name in counted) / total
+        for key in (means[counted[0]] if counted else ())
+        if all(key in means[name] for name in counted)
+    }
 
 
-def _expect_finite(
-    name: str, paired: Paired, *, prediction: Tensor, target: Tensor, baseline: Tensor | None
-) -> None:
-    for what, values in (("truth", target), ("baseline", baseline), ("generated field", prediction)):
+def _expect_finite(name: str, paired: Paired) -> None:
+    looked_at: dict[str, Tensor | None] = {
+        "truth": paired.target[name],
+        "baseline": paired.baseline.get(name),
+        "generated field": paired.prediction[name],
+    }
+    for what, values in looked_at.items():
         if values is None or bool(values.isfinite().all()):
             continue
-        cases = [
-            label for label, value in zip(paired.labels, values, strict=True) if not value.isfinite().all()
-        ]
+        cases = [name_row(paired, row) for row, value in enumerate(values) if not value.isfinite().all()]
         share = 100 * float((~values.isfinite()).float().mean())
         found = f"generation: {name} of {', '.join(cases)}: {share:.2g}% of the {what} is not finite"
         if what == "generated field":
@@ -187,40 +346,75 @@ def _expect_finite(
         raise HookloopError(f"{found}, expected all; mend the validation data")
 
 
-def _result(name: str, summed: EnsembleScores) -> dict[str, float]:
-    try:
-        return summed.result()
-    except ValueError as error:
-        raise HookloopError(f"generation: {name}: {error}") from error
+def name_row(paired: Paired, row: int) -> str:
+    """What to call a row of *paired*: its label, and how far it is ahead."""
+    lead = f" + {paired.lead_times[row]}" if paired.lead_times else ""
+    return f"{paired.labels[row]}{lead}"
 
 
-def _draw(run: Run, paired: Paired, i: int, case: int) -> None:
-    """Draw every variable of the *i*-th case of *paired*, into ``figures/`` and for whoever logs figures."""
-    import numpy as np
+@frozen
+class _Drawing:
+    """Draws into ``figures/``, and for whoever logs figures."""
 
-    from hookloop.figures import Case, ensemble_figure
+    run: Run
+    prefix: str
+    """Of what is drawn: the inference set and a slash, or nothing."""
 
-    when = f"epoch {run.progress.epoch + 1}" if run.progress.step else "before training"
-    for name, prediction in paired.prediction.items():
-        given = paired.coarse.get(name, paired.baseline.get(name))
-        figure = ensemble_figure(
-            Case(
-                title=", ".join(part for part in (name, paired.labels[i], paired.lead_time, when) if part),
-                units=paired.units.get(name, ""),
-                given_as="coarse input" if name in paired.coarse else "baseline",
-                given=None if given is None else given[i].float().numpy(force=True),
-                truth=paired.target[name][i].float().numpy(force=True),
-                members=prediction[i].float().numpy(force=True),
-                latitude=np.asarray(paired.latitude),
-                longitude=np.asarray(paired.longitude),
+    def case(self, paired: Paired, row: int) -> None:
+        """Draw every variable of one row of *paired*."""
+        import numpy as np
+
+        from hookloop.figures import Case, ensemble_figure
+
+        for name, prediction in paired.prediction.items():
+            given = paired.coarse.get(name, paired.baseline.get(name))
+            figure = ensemble_figure(
+                Case(
+                    title=self._title(name, name_row(paired, row)),
+                    units=paired.units.get(name, ""),
+                    given_as="coarse input" if name in paired.coarse else "baseline",
+                    given=None if given is None else given[row].float().numpy(force=True),
+                    truth=paired.target[name][row].float().numpy(force=True),
+                    members=prediction[row].float().numpy(force=True),
+                    latitude=np.asarray(paired.latitude),
+                    longitude=np.asarray(paired.longitude),
+                    gridded=paired.gridded,
+                )
             )
-        )
-        stem = re.sub(r"[^\w.-]", "_", name)
-        path = run.dir / "figures" / f"{stem}_{case:04d}.png"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, partial(figure.savefig, format="png", bbox_inches="tight"))
-        except OSError as error:  # a full disk costs a picture, not the run
-            run.events.warning("figure.unwritten", path=str(path), error=str(error))
-        run.log({f"inference/figure/{name}/{case}": figure})
-        figure.clear()
+            self._keep(figure, name, _slug(name_row(paired, row)))
+
+    def pictures(self, results: Results, paired: Paired) -> None:
+        """Draw what the scores have to show, on the grid of *paired*."""
+        from hookloop.charts import chart_figure, maps_figure
+        from hookloop.scores.score import Maps
+
+        for name, picture in results.pictures():
+            title, units = self._title(name), paired.units.get(name, "")
+            if isinstance(picture, Maps):
+                figure = maps_figure(
+                    picture,
+                    paired.latitude,
+                    paired.longitude,
+                    title=title,
+                    units=units,
+                    gridded=paired.gridded,
+                )
+            else:
+                figure = chart_figure(picture, title=title, units=units)
+            self._keep(figure, name, picture.name)
+
+    def _title(self, *parts: str) -> str:
+        at = self.run.progress
+        when = f"epoch {at.epoch + 1}" if at.step else "before training"
+        return ", ".join(part for part in (self.prefix.rstrip("/"), *parts, when) if part)
+
+    def _keep(self, figure: Figure, name: str, what: str) -> None:
+        from hookloop.figure_files import keep
+
+        stem = f"{_slug(self.prefix)}{_slug(name)}_{what}"
+        keep(self.run, figure, stem, f"inference/{self.prefix}figure/{name}/{what}")
+
+
+def _slug(text: str) -> str:
+    """Make *text* fit for the name of a file."""
+    return re.sub(r"[^\w.-]+", "_", text.strip())

@@ -10,12 +10,18 @@ from attrs.validators import and_, deep_mapping, ge, instance_of, lt
 from hookloop.errors import HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.settings import doc
+from hookloop.task import NoiseLevels
 from hookloop.words import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from matplotlib.figure import Figure
+
     from hookloop.core import Run
+    from hookloop.noise_levels import LossByNoise
+
+_BY_NOISE = "val/loss_by_noise/"
 
 
 @define(eq=False)
@@ -24,6 +30,9 @@ class Validation:
 
     With a single one, called ``validation``, they are ``val/loss`` and ``val/loss/<variable>``. With more,
     those are weighted means over the splits, whose own are ``val/<split>/loss`` and so on.
+
+    Where the task learns to remove noise, the loss by noise level is measured on some batches of ``validation``:
+    ``val/loss_by_noise/<bin>_sigma_<median σ>`` for bins that are equally probable in training, and a figure.
     """
 
     weights: dict[str, float] = field(
@@ -35,6 +44,18 @@ class Validation:
             "weights of the splits in val/loss, by name; 1 where not given, 0 for the log only", learned=True
         ),
     )
+    noise_levels: int = field(
+        default=10,
+        validator=ge(0),
+        metadata=doc("bins of noise, equally probable in training, to tell the loss of; 0 for none"),
+    )
+    noise_batches: int = field(
+        default=8,
+        validator=ge(1),
+        metadata=doc("most batches of the split validation to measure that on, spread over it"),
+    )
+    _measured: LossByNoise | None = field(default=None, init=False)
+    """What is to be drawn once it is logged; a trial of another plugin is not."""
 
     @hookimpl
     def before_run(self, run: Run) -> None:
@@ -71,7 +92,34 @@ class Validation:
         mean = weighted_mean(losses, {split: self._weight(split) for split in losses})
         each = {f"{split}/{name}": value for split, found in losses.items() for name, value in found.items()}
         every = mean if list(losses) == ["validation"] else {**mean, **each}
-        return {f"val/{name}": value for name, value in every.items()}
+        by_noise = self._by_noise(run)
+        if run.stopping:
+            return None
+        return {**{f"val/{name}": value for name, value in every.items()}, **by_noise}
+
+    def _by_noise(self, run: Run) -> dict[str, float]:
+        task = run.task
+        if not self.noise_levels or "validation" not in task.data or not isinstance(task, NoiseLevels):
+            return {}
+        from hookloop.noise_levels import loss_by_noise
+
+        self._measured = loss_by_noise(run, task, "validation", self.noise_levels, self.noise_batches)
+        found = self._measured.metrics() if self._measured else {}
+        return {f"{_BY_NOISE}{name}": value for name, value in found.items()}
+
+    @hookimpl
+    def log(self, run: Run, metrics: Mapping[str, float | Figure]) -> None:
+        """Draw the loss by noise level when it is logged, into ``figures/`` and for whoever logs figures."""
+        if self._measured is None or not any(key.startswith(_BY_NOISE) for key in metrics):
+            return
+        from hookloop.charts import chart_figure
+        from hookloop.figure_files import keep
+
+        measured, self._measured = self._measured, None
+        at = run.progress
+        when = f"epoch {at.epoch + (at.batch > 0)}" if at.step else "before training"
+        figure = chart_figure(measured.chart(), f"Loss by noise level, {when}", "")
+        keep(run, figure, "loss_by_noise", "val/figure/loss_by_noise")
 
 
 def _splits(run: Run) -> list[str]:

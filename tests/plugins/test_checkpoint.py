@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from hookloop.yamlfile import Plain
+
 HEAD = {"format", "progress", "config", "best", "model"}
 WHOLE = HEAD | {"optimization", "trained", "plugins", "evaluated", "learned"}
 
@@ -201,6 +203,38 @@ def test_what_is_in_the_whole_state(tmp_path: Path) -> None:
     assert isinstance(state["plugins"], dict)
     assert set(state["plugins"]) == {"ema", "checkpoint", "optimizationplugin"}
     assert state["plugins"]["ema"]["updates"] == 2
+
+
+@define(eq=False)
+class DescribedTask(TinyTask):
+    """The tiny task with something to tell."""
+
+    @property
+    def facts(self) -> Mapping[str, Plain]:
+        """Plain data."""
+        return {"factor": 4, "units": {"t2m": "K"}}
+
+
+def test_facts_of_the_task_are_in_every_file(tmp_path: Path) -> None:
+    """Averages and best weights too; a task that tells none leaves none."""
+    for name, task in (("told", DescribedTask()), ("silent", TinyTask())):
+        plugin = Checkpoint(epochs="::1", ema_epochs="::1")
+        train(fake_run(tmp_path / name, EMA(decay=0.5), plugin, task=task))
+    assert {"latest.ckpt", "best.ckpt", "epoch_0001.ckpt", "ema_epoch_0001.ckpt"} <= names(tmp_path / "told")
+    for name in names(tmp_path / "told"):
+        assert read(tmp_path / "told", name)["task"] == {"factor": 4, "units": {"t2m": "K"}}, name
+    for name in names(tmp_path / "silent"):
+        assert "task" not in read(tmp_path / "silent", name), name
+
+
+def test_a_checkpoint_without_facts_is_gone_on_with(tmp_path: Path) -> None:
+    """As an older hookloop wrote them."""
+    train(fake_run(tmp_path, Checkpoint(), max_epochs=1))
+    run = fake_run(tmp_path, Checkpoint(), task=DescribedTask(), max_epochs=2)
+    train(run)
+    assert run.progress.epoch == 2
+    assert told(run, "run.resumed")
+    assert "task" in read(tmp_path, "latest.ckpt")
 
 
 @pytest.mark.parametrize("validate", [True, False])

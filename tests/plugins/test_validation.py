@@ -12,7 +12,7 @@ from torch import Tensor
 from hookloop.core import train
 from hookloop.errors import HookloopError
 from hookloop.plugins.validation import Validation, weighted_mean
-from hookloop.testing import LifeCycle, Recorder, TinyData, TinyTask, fake_run, prepared
+from hookloop.testing import LifeCycle, Recorder, TinyData, TinyTask, events_of, fake_run, prepared
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ class TestLifeCycle(LifeCycle):
 
 class TestLifeCycleOfEverything(LifeCycle):
     plugin = Validation
-    options = {"weights": {"validation": 3}}
+    options = {"weights": {"validation": 3}, "noise_levels": 4, "noise_batches": 2}
 
 
 def test_reports_the_mean_loss(tmp_path: Path) -> None:
@@ -181,3 +181,79 @@ def test_a_weight_is_a_number_of_copies(splits: dict[str, tuple[float, int]]) ->
     weights = {name: float(weight) for name, (_, weight) in splits.items()}
     found = weighted_mean(losses, weights)
     assert found == {"loss": pytest.approx(sum(copies) / len(copies), abs=1e-9)}
+
+
+@define(eq=False)
+class Denoising(TinyTask):
+    """Removes noise: the level is the quantile, the loss at it as well, whatever the weight."""
+
+    def noise_levels(self, quantiles: Tensor) -> Tensor:
+        """The quantile itself."""
+        return quantiles
+
+    def loss_at(self, batch: Tensor, quantiles: Tensor) -> Mapping[str, Tensor]:
+        """The quantile again."""
+        assert len(batch) == len(quantiles)
+        return {"loss": quantiles}
+
+
+def denoising(noise: float = 1.0, **splits: int) -> Denoising:
+    data = {"train": TinyData(1), **{name: TinyData(n, 8) for name, n in splits.items()}}
+    return Denoising(data=data, noise=noise)
+
+
+def test_the_loss_by_noise_level(tmp_path: Path) -> None:
+    """By number and median of bins that are filled alike, beside the same ``val/loss`` as without."""
+    bare, by_noise = (
+        prepared(tmp_path / str(n), Validation(noise_levels=n), task=denoising(validation=40)) for n in (0, 4)
+    )
+    for run in (bare, by_noise):
+        run.task.model.get_parameter("weight").data.fill_(1.0)
+    (without,), (found,) = (run.hook.validate(run=run) for run in (bare, by_noise))
+    assert without == {"val/loss": found["val/loss"]}
+    levels = {key: value for key, value in found.items() if key != "val/loss"}
+    assert list(levels) == [
+        "val/loss_by_noise/1_sigma_0.125",
+        "val/loss_by_noise/2_sigma_0.375",
+        "val/loss_by_noise/3_sigma_0.625",
+        "val/loss_by_noise/4_sigma_0.875",
+    ]
+    assert [int(4 * value) for value in levels.values()] == [0, 1, 2, 3]
+    assert by_noise.hook.validate(run=by_noise) == [found]
+
+
+def test_only_the_split_called_validation_has_noise_levels(tmp_path: Path) -> None:
+    """Others are for the loss alone."""
+    run = prepared(tmp_path, Validation(), task=denoising(alps=8))
+    (found,) = run.hook.validate(run=run)
+    assert not any("noise" in key for key in found)
+
+
+def test_the_loss_by_noise_level_is_drawn_when_it_is_logged(tmp_path: Path) -> None:
+    """Once for each evaluation, as a file and for whoever logs figures; not for what nobody logs, as of a trial."""
+    recorder = Recorder()
+    run = fake_run(tmp_path, recorder, Validation(), task=denoising(validation=8), max_epochs=2)
+    path = tmp_path / "figures" / "loss_by_noise.png"
+    train(run)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert list(recorder.metrics("val/figure/loss_by_noise")) == [1, 2]
+    path.unlink()
+    run.hook.validate(run=run)
+    assert not path.exists()
+
+
+def test_a_full_disk_costs_the_figure_alone(tmp_path: Path) -> None:
+    """The run goes on and says so."""
+    (tmp_path / "figures").write_text("in the way")
+    run = fake_run(tmp_path, recorder := Recorder(), Validation(), task=denoising(validation=8))
+    train(run)
+    assert run.progress.epoch == 1
+    assert recorder.metrics("val/loss_by_noise/01_sigma_0.05")
+    assert [event["event"] for event in events_of(run) if event["level"] == "warning"] == ["figure.unwritten"]
+
+
+@pytest.mark.parametrize("options", [{"noise_levels": -1}, {"noise_batches": 0}])
+def test_impossible_numbers_of_noise_levels_are_refused(options: dict[str, int]) -> None:
+    """When the plugin is constructed."""
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Validation(**options)  # type: ignore[arg-type]

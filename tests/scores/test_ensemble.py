@@ -8,21 +8,19 @@ import numpy as np
 import pytest
 import scoringrules  # type: ignore[import-untyped]
 import torch
+from ensembles import cases_of, check_score, drawn, ensembles, pixels, results_of, rows
+from hypotheses import many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hookloop.scores.ensemble import (
-    EnsembleScores,
+    EnsembleScore,
+    ascending,
+    crps_terms,
     ensemble_variance,
     fair_crps,
-    mean_squared_error,
-    spread_skill_ratio,
 )
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Draw standard normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from hookloop.scores.score import Cases
 
 
 def pixel(*values: float) -> torch.Tensor:
@@ -88,23 +86,9 @@ def test_fair_crps_ignores_the_order_of_members(
     assert fair_crps(-pixel(*values), -target).item() == pytest.approx(score, rel=1e-12, abs=1e-9)
 
 
-def test_error_and_variance_by_arithmetic() -> None:
-    """Members 1 and 4 have mean 2.5 and unbiased variance 4.5."""
-    assert mean_squared_error(pixel(1.0, 4.0), torch.full((1, 1, 1), 2.0)).item() == 0.25
+def test_variance_by_arithmetic() -> None:
+    """Members 1 and 4 have unbiased variance 4.5."""
     assert ensemble_variance(pixel(1.0, 4.0)).item() == 4.5
-
-
-def test_spread_skill_by_arithmetic() -> None:
-    """Two members: √(3/2 · 4.5 / 0.27) = 5."""
-    assert spread_skill_ratio(4.5, 0.27, 2) == pytest.approx(5.0)
-
-
-def test_a_reliable_ensemble_has_a_spread_skill_ratio_of_one() -> None:
-    """Truth and members from one distribution, few members: the factor (M+1)/M is what makes it 1."""
-    scores = EnsembleScores()
-    truth = drawn(1, 300, 300, seed=1)
-    scores.update(drawn(1, 3, 300, 300), truth, torch.zeros_like(truth))
-    assert scores.result()["spread_skill"] == pytest.approx(1.0, abs=0.01)
 
 
 def test_one_member_is_refused() -> None:
@@ -116,26 +100,72 @@ def test_one_member_is_refused() -> None:
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
-    """A truth of one case does not stand for several, and neither does such a baseline."""
+    """A truth of one case does not stand for several."""
     with pytest.raises(ValueError, match=r"expect a truth of \[2, 3, 3\], found \[1, 3, 3\]"):
         fair_crps(drawn(2, 4, 3, 3), drawn(1, 3, 3))
-    with pytest.raises(ValueError, match=r"expected a baseline of \[2, 3, 3\]"):
-        EnsembleScores().update(drawn(2, 4, 3, 3), drawn(2, 3, 3), drawn(1, 3, 3))
 
 
-def test_results_average_before_ratios_and_roots() -> None:
-    """Two cases of one pixel by hand: every mean is over both before it is divided or rooted."""
-    members = torch.tensor([[0.0, 2.0], [0.0, 4.0]]).view(2, 2, 1, 1)
-    truth = torch.tensor([0.0, 5.0]).view(2, 1, 1)
-    baseline = torch.tensor([1.0, 2.0]).view(2, 1, 1)
-    scores = EnsembleScores()
-    scores.update(members, truth, baseline)
+def by_loops(cases: Cases) -> dict[str, float]:
+    """Every result by its formula, pixel by pixel and pair by pair."""
+    m = cases.members.shape[1]
+    total = dict.fromkeys(
+        ("area", "skill", "spread", "bias", "squared", "variance", "missed", "missed2"), 0.0
+    )
+    for case, row, column in np.ndindex(*cases.truth.shape):
+        x = cases.members[case, :, row, column].double().tolist()
+        y, w = float(cases.truth[case, row, column]), float(cases.weights[row, column])
+        mean = math.fsum(x) / m
+        total["area"] += w
+        total["skill"] += w * sum(abs(a - y) for a in x) / m
+        total["spread"] += w * sum(abs(a - b) for a in x for b in x) / (m * (m - 1))
+        total["bias"] += w * (mean - y)
+        total["squared"] += w * (mean - y) ** 2
+        total["variance"] += w * sum((a - mean) ** 2 for a in x) / (m - 1)
+        if cases.baseline is not None:
+            missed = float(cases.baseline[case, row, column]) - y
+            total["missed"] += w * abs(missed)
+            total["missed2"] += w * missed**2
+    area, crps = total["area"], total["skill"] - total["spread"] / 2
+    expected = {
+        "crps": crps / area,
+        "crps_skill": total["skill"] / area,
+        "crps_spread": total["spread"] / area,
+        "rmse": math.sqrt(total["squared"] / area),
+        "bias": total["bias"] / area,
+    }
+    if total["squared"]:
+        expected["spread_skill"] = math.sqrt((m + 1) / m * total["variance"] / total["squared"])
+    if cases.baseline is not None:
+        expected |= {
+            "mae_baseline": total["missed"] / area,
+            "rmse_baseline": math.sqrt(total["missed2"] / area),
+        }
+    if total["missed"]:
+        expected["crps_relative"] = crps / total["missed"]
+    return expected
+
+
+@many(100)
+@given(ensembles())
+def test_every_result_is_that_of_the_formula_by_plain_loops(cases: Cases) -> None:
+    """Ties, zeros, one case or several, any areas, with a baseline and without, in batches and merged."""
+    # Means of values near 280 K round at 1e-13 of them.
+    assert check_score(EnsembleScore(), cases) == pytest.approx(by_loops(cases), rel=1e-9, abs=1e-11)
+
+
+def test_results_by_hand_average_before_ratios_and_roots() -> None:
+    """Two cases of one pixel in batches of their own: every mean is over both before it is divided or rooted."""
+    first = pixels([[0.0, 2.0]], [0.0], baseline=torch.full((1, 1, 1), 1.0))
+    other = pixels([[0.0, 4.0]], [5.0], baseline=torch.full((1, 1, 1), 2.0))
     # Case 1: CRPS 1 - 1, mean 1, variance 2. Case 2: CRPS 3 - 2, mean 2, variance 8.
-    assert scores.result() == pytest.approx(
+    assert results_of(EnsembleScore(), first, other) == pytest.approx(
         {
             "crps": 0.5,
+            "crps_skill": 2.0,
+            "crps_spread": 3.0,
             "crps_relative": 0.5 / 2.0,
             "rmse": math.sqrt((1 + 9) / 2),
+            "bias": (1 - 3) / 2,
             "spread_skill": math.sqrt(1.5 * 5.0 / 5.0),
             "mae_baseline": 2.0,
             "rmse_baseline": math.sqrt((1 + 9) / 2),
@@ -143,65 +173,117 @@ def test_results_average_before_ratios_and_roots() -> None:
     )
 
 
-def test_unequal_batches_and_merged_ranks_score_like_one() -> None:
-    """Streaming over 1 + 4 + 2 cases, on two accumulators, equals scoring the 7 at once."""
-    members, truth, baseline = drawn(7, 5, 6, 4), drawn(7, 6, 4, seed=1), drawn(7, 6, 4, seed=2)
-    whole, here, there = EnsembleScores(), EnsembleScores(), EnsembleScores()
-    whole.update(members, truth, baseline)
-    for scores, part in ((here, slice(0, 1)), (there, slice(1, 5)), (here, slice(5, 7))):
-        scores.update(members[part], truth[part], baseline[part])
-    here.merge(there)
-    here.merge(EnsembleScores())
-    assert here.result() == pytest.approx(whole.result(), rel=1e-13)
+def test_a_cell_counts_by_its_area() -> None:
+    """Errors of 1 and 3 in cells of areas 0.5 and 1.5: the mean error is 2.5, the mean square 7."""
+    members = torch.tensor([1.0, 3.0]).expand(1, 2, 1, 2)
+    areas = torch.tensor([[0.5, 1.5]], dtype=torch.float64)
+    found = results_of(EnsembleScore(), cases_of(members, torch.zeros(1, 1, 2), weights=areas))
+    assert (found["crps"], found["bias"], found["rmse"]) == pytest.approx((2.5, 2.5, math.sqrt(7)))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", [0, 1, 2])
-def test_what_is_not_finite_is_refused_and_not_counted(value: float, where: int) -> None:
-    """One bad pixel in any of the three fields raises, and leaves the sums as they were."""
-    scores = EnsembleScores()
-    fields = [drawn(2, 3, 4, 4), drawn(2, 4, 4, seed=1), drawn(2, 4, 4, seed=2)]
-    scores.update(*fields)
-    before = scores.result()
-    fields[where].view(-1)[5] = value
-    with pytest.raises(ValueError, match="not finite"):
-        scores.update(*fields)
-    assert scores.result() == before
+def test_windows_of_other_ensembles_keep_their_own_spread_factor() -> None:
+    """Two members of variance 2, then three of variance 1: (3/2 · 2 + 4/3 · 1) over squared errors 1 + 4."""
+    two, three = pixels([[0.0, 2.0]], [0.0]), pixels([[0.0, 1.0, 2.0]], [3.0])
+    assert results_of(EnsembleScore(), two, three)["spread_skill"] == pytest.approx(
+        math.sqrt((3 / 2 * 2 + 4 / 3 * 1) / (1 + 4))
+    )
 
 
-def test_another_number_of_members_is_refused() -> None:
-    """Spread-skill corrects for one ensemble size."""
-    scores = EnsembleScores()
-    scores.update(drawn(1, 3, 2, 2), drawn(1, 2, 2), drawn(1, 2, 2, seed=1))
-    with pytest.raises(ValueError, match="expected 3 members as before, found 4"):
-        scores.update(drawn(1, 4, 2, 2), drawn(1, 2, 2), drawn(1, 2, 2))
+def test_relative_crps_is_of_means_so_that_an_exact_pixel_does_no_harm() -> None:
+    """A baseline that is exact in one dry pixel and 4 off in another: CRPS 1 + 3 over 0 + 4, not over each."""
+    members = torch.tensor([[1.0, 3.0], [1.0, 3.0]]).view(1, 2, 1, 2)
+    baseline = torch.tensor([0.0, 4.0]).view(1, 1, 2)
+    found = results_of(EnsembleScore(), cases_of(members, torch.zeros(1, 1, 2), baseline))
+    assert found["crps_relative"] == 1.0
 
 
-def test_undefined_results_are_refused() -> None:
-    """Nothing counted, an exact baseline, and an exact ensemble mean leave nothing to divide by."""
-    with pytest.raises(ValueError, match="no case"):
-        EnsembleScores().result()
+def test_what_is_undefined_is_absent() -> None:
+    """An exact baseline leaves no relative CRPS, an exact mean no spread-skill, and nothing leaves nothing."""
     truth = drawn(1, 2, 2)
-    exact_baseline = EnsembleScores()
-    exact_baseline.update(drawn(1, 3, 2, 2, seed=1), truth, truth)
-    with pytest.raises(ValueError, match="the baseline is exact"):
-        exact_baseline.result()
-    exact_mean = EnsembleScores()
-    exact_mean.update(torch.stack([truth, truth], 1), truth, truth + 1)
-    with pytest.raises(ValueError, match="the ensemble mean is exact"):
-        exact_mean.result()
+    exact_baseline = results_of(EnsembleScore(), cases_of(drawn(1, 3, 2, 2, seed=1), truth, truth))
+    assert "crps_relative" not in exact_baseline
+    assert exact_baseline["mae_baseline"] == 0
+    exact_mean = results_of(EnsembleScore(), cases_of(torch.stack([truth, truth], 1), truth, truth + 1))
+    assert "spread_skill" not in exact_mean
+    assert exact_mean["crps_relative"] == 0
+    assert EnsembleScore().results({}) == {}
 
 
-def test_without_a_baseline_the_rest_is_scored() -> None:
-    """The other scores are those with one; a baseline for some cases only is refused, and nothing counted."""
-    members, truth = drawn(7, 5, 6, 4), drawn(7, 6, 4, seed=1)
-    alone, compared = EnsembleScores(), EnsembleScores()
-    alone.update(members, truth, None)
-    compared.update(members, truth, drawn(7, 6, 4, seed=2))
-    relative = {"crps_relative", "mae_baseline", "rmse_baseline"}
-    assert alone.result() == {k: v for k, v in compared.result().items() if k not in relative}
-    for one, other in ((alone, compared), (compared, alone)):
-        before = one.result()
-        with pytest.raises(ValueError, match="a baseline for all cases or for none"):
-            one.merge(other)
-        assert one.result() == before
+def test_cases_without_a_baseline_are_left_out_of_what_relates_to_it() -> None:
+    """The baseline's numbers are those of the cases that have one; the others count for the rest."""
+    cases = cases_of(drawn(7, 5, 6, 4), drawn(7, 6, 4, seed=1), drawn(7, 6, 4, seed=2))
+    some, others = rows(cases, slice(3)), rows(cases, slice(3, None))
+    without = cases_of(others.members, others.truth)
+    mixed, alone = results_of(EnsembleScore(), some, without), results_of(EnsembleScore(), some)
+    for name in ("crps_relative", "mae_baseline", "rmse_baseline"):
+        assert mixed[name] == pytest.approx(alone[name], rel=1e-12)
+    assert mixed["crps"] == pytest.approx(results_of(EnsembleScore(), cases)["crps"], rel=1e-12)
+
+
+def test_a_reliable_ensemble_has_equal_terms_and_a_spread_skill_ratio_of_one() -> None:
+    """Truth and members from one distribution, few members: the factors of M are what makes it so."""
+    found = results_of(EnsembleScore(), cases_of(drawn(1, 3, 300, 300), drawn(1, 300, 300, seed=1)))
+    assert found["spread_skill"] == pytest.approx(1.0, abs=0.01)
+    assert found["crps_skill"] == pytest.approx(found["crps_spread"], rel=0.01)
+    assert found["crps"] == pytest.approx(1 / math.sqrt(math.pi), abs=0.01)
+
+
+def test_scores_within_autocast_are_those_without() -> None:
+    """Nothing is rounded to bfloat16 where inference is."""
+    cases = cases_of(drawn(2, 4, 5, 6).float(), drawn(2, 5, 6, seed=1).float())
+    plain = results_of(EnsembleScore(), cases)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert results_of(EnsembleScore(), cases) == plain
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"members": drawn(2, 1, 3, 3)}, "at least 2 members, found 1"),
+        ({"members": drawn(2, 4, 3, 2)}, r"expect a truth of \[2, 3, 2\], found \[2, 3, 3\]"),
+        ({"baseline": drawn(1, 3, 3)}, r"expected a baseline of \[2, 3, 3\], found \[1, 3, 3\]"),
+        ({"weights": drawn(3, 1)}, r"expected areas of \[3, 3\], found \[3, 1\]"),
+    ],
+)
+def test_cases_that_do_not_fit_together_are_refused(fields: dict[str, torch.Tensor], expected: str) -> None:
+    """One member has no spread (a peer's CRPS is NaN then); nothing is broadcast."""
+    given = {"members": drawn(2, 4, 3, 3), "truth": drawn(2, 3, 3)} | fields
+    with pytest.raises(ValueError, match=expected):
+        EnsembleScore().sums(cases_of(**given))
+
+
+@pytest.mark.parametrize("members", [2, 3, 4, 5, 7, 8, 13, 31, 32, 33, 64, 65])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_sorting_network_sorts(members: int, dtype: torch.dtype) -> None:
+    """Any number of members, ties among them (bfloat16 has many), as torch.sort does; the input stays."""
+    fields = drawn(2, members, 8, 5).to(dtype)
+    before = fields.clone()
+    assert torch.equal(torch.stack(ascending(fields), 1), fields.sort(dim=1).values)
+    assert torch.equal(fields, before)
+
+
+@pytest.mark.parametrize("members", range(2, 15))
+def test_the_sorting_network_sorts_all_zeros_and_ones(members: int) -> None:
+    """What sorts every sequence of 0 and 1 sorts everything (Knuth, 5.3.4, theorem Z)."""
+    every = torch.arange(2**members)
+    bits = (every >> torch.arange(members)[:, None]) & 1
+    found = torch.stack(ascending(bits.float().view(1, members, 1, -1)), 1)
+    assert bool((found.diff(dim=1) >= 0).all())
+    assert torch.equal(found.sum(1).flatten(), bits.sum(0).float())
+
+
+def test_float32_loses_nothing() -> None:
+    """Temperatures in float32 score as the same numbers in float64 by an independent package."""
+    fields, truth = (drawn(2, 16, 9, 9) + 280).float(), (drawn(2, 9, 9, seed=1) + 280).float()
+    expected = scoringrules.crps_ensemble(
+        truth.double().numpy(), fields.double().numpy(), m_axis=1, estimator="fair"
+    )
+    np.testing.assert_allclose(fair_crps(fields, truth).numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_alike_members_have_no_spread_at_all() -> None:
+    """Nothing is left over by rounding, however large the values."""
+    fields = (drawn(1, 1, 4, 4) * 1e5).expand(1, 7, 4, 4)
+    skill, spread = crps_terms(ascending(fields), fields[:, 0])
+    assert not skill.any()
+    assert not spread.any()
