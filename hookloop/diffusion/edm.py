@@ -6,16 +6,17 @@ NeurIPS 2022 (arXiv:2206.00364), Table 1, last column. Equation numbers are that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
+from attrs import frozen
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-    Denoiser = Callable[[Tensor, Tensor], Tensor]
-    """``denoised = D(x, sigma)``: *x* is ``[batch, channel, lat, lon]``, *sigma* ``[batch]``."""
+    Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+    """``D(x, sigma, condition)``, *sigma* of shape ``[batch]``."""
 
 
 class Backbone(Protocol):
@@ -74,3 +75,53 @@ def denoising_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, sigma_data: f
     """Weighted squared error per sample and channel, ``[batch, channel]`` (Eq. 2 with λ of Table 1)."""
     error = (denoised.float() - clean).square().mean((-2, -1))
     return error * loss_weight(sigma, sigma_data)[:, None]
+
+
+@frozen(eq=False)
+class Objective:
+    """What is learnt of some variables: to remove noise of ln σ ~ N(mean, std²) from fields of σ_data = 1."""
+
+    variables: Sequence[str]
+    weights: Mapping[str, float]
+    """Of variables in the loss; 1 where not given."""
+    mean: float
+    std: float
+
+    def loss(self, denoiser: Denoiser, clean: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        """Draw noise, and give ``loss``, the weighted mean over variables, and ``loss/<variable>``.
+
+        :param clean: ``[batch, variable, lat, lon]``.
+        """
+        sigma = lognormal_sigma(len(clean), self.mean, self.std, device=clean.device)
+        return self._named(_noisy_loss(denoiser, clean, sigma, condition).mean(0))
+
+    def loss_at(
+        self,
+        denoiser: Denoiser,
+        clean: Tensor,
+        condition: Tensor,
+        quantiles: Tensor,
+    ) -> dict[str, Tensor]:
+        """Give the losses of :meth:`loss` for each sample, ``[batch]``, at these *quantiles* of the noise."""
+        sigma = self.noise_levels(quantiles).float().to(clean.device)
+        return self._named(_noisy_loss(denoiser, clean, sigma, condition).T)
+
+    def noise_levels(self, quantiles: Tensor) -> Tensor:
+        """Give σ at these *quantiles*, between 0 and 1, of the training noise."""
+        normal: Tensor = torch.special.ndtri(quantiles)
+        return (self.mean + self.std * normal).exp()
+
+    def _named(self, losses: Tensor) -> dict[str, Tensor]:
+        """Name the *losses* ``[variable, …]``, and their weighted mean."""
+        own = dict(zip(self.variables, losses, strict=True))
+        weights = {name: self.weights.get(name, 1.0) for name in own}
+        total = sum(weights[name] * loss for name, loss in own.items())
+        return {
+            "loss": total / sum(weights.values()),
+            **{f"loss/{name}": loss for name, loss in own.items()},
+        }
+
+
+def _noisy_loss(denoiser: Denoiser, clean: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+    noisy = clean + _per_sample(sigma) * torch.randn_like(clean)
+    return denoising_loss(denoiser(noisy, sigma, condition), clean, sigma, sigma_data=1.0)

@@ -8,7 +8,7 @@ Song et al. 2021, arXiv:2105.05233 and arXiv:2011.13456).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone uses
@@ -16,6 +16,14 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+Padding = Literal["zeros", "replicate", "circular"]
+"""What the convolutions see beyond the edges of a field."""
+
+
+def _conv(inputs: int, outputs: int, padding: Padding, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode=padding)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -53,14 +61,16 @@ class NoiseEmbedding(nn.Module):
 class Block(nn.Module):
     """Two normalised 3 by 3 convolutions with the noise embedding as scale and shift between them."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, dropout: float) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, width: int, dropout: float, padding: Padding = "zeros"
+    ) -> None:
         super().__init__()
         self.norm1 = _norm(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv1 = _conv(inputs, outputs, padding)
         self.modulation = nn.Linear(width, 2 * outputs)
         self.norm2 = _norm(outputs)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv2 = _zeroed(_conv(outputs, outputs, padding))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -96,9 +106,11 @@ class Attention(nn.Module):
 class _Stage(nn.Module):
     """One block, with attention after it where asked."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, dropout: float, heads: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, width: int, dropout: float, padding: Padding, heads: int
+    ) -> None:
         super().__init__()
-        self.block = Block(inputs, outputs, width, dropout)
+        self.block = Block(inputs, outputs, width, dropout, padding)
         self.attention = Attention(outputs, heads) if heads else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -116,9 +128,11 @@ class UNet(nn.Module):
     :param blocks: residual blocks a level.
     :param attention: whether the coarsest level attends over all its points.
     :param dropout: share of activations dropped inside each block while training.
+    :param padding: what lies beyond the edges; ``circular`` is for fields that wrap both ways, on grids that the
+        levels divide.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options of a network
         self,
         outputs: int,
         condition: int,
@@ -128,17 +142,19 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: bool = True,
         dropout: float = 0.0,
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
         width = 4 * channels
         widths = [channels * m for m in multipliers]
         self.levels = len(widths)
+        self.padding = padding
         self.embedding = NoiseEmbedding(channels, width)
-        self.stem = nn.Conv2d(outputs + condition, widths[0], 3, padding=1)
+        self.stem = _conv(outputs + condition, widths[0], padding)
 
         def stage(inputs: int, out: int, level: int) -> _Stage:
             heads = math.gcd(max(1, out // 64), out) if attention and level == self.levels - 1 else 0
-            return _Stage(inputs, out, width, dropout, heads)
+            return _Stage(inputs, out, width, dropout, padding, heads)
 
         self.down = nn.ModuleList()
         self.shrink = nn.ModuleList()
@@ -149,7 +165,7 @@ class UNet(nn.Module):
             skips += [out] * blocks
             last = out
             if level < self.levels - 1:
-                self.shrink.append(nn.Conv2d(out, out, 3, stride=2, padding=1))
+                self.shrink.append(_conv(out, out, padding, stride=2))
                 skips.append(out)
         self.middle = stage(last, last, self.levels - 1)
         self.up = nn.ModuleList()
@@ -162,15 +178,15 @@ class UNet(nn.Module):
                 last = out
             self.up.append(stages)
             if level:
-                self.grow.append(nn.Conv2d(out, out, 3, padding=1))
-        self.head = nn.Sequential(_norm(last), nn.SiLU(), _zeroed(nn.Conv2d(last, outputs, 3, padding=1)))
+                self.grow.append(_conv(out, out, padding))
+        self.head = nn.Sequential(_norm(last), nn.SiLU(), _zeroed(_conv(last, outputs, padding)))
 
     def forward(self, noisy: Tensor, condition: Tensor, label: Tensor) -> Tensor:
         """Map *noisy* and *condition* ``[batch, ·, lat, lon]`` and *label* ``[batch]`` to *noisy*'s shape."""
         height, width = noisy.shape[-2:]
         unit = 2 ** (self.levels - 1)
         x = torch.cat([noisy, condition], 1)
-        x = F.pad(x, (0, -width % unit, 0, -height % unit), mode="replicate")
+        x = self._extended(x, -height % unit, -width % unit)
         embedding = self.embedding(label)
         x = self.stem(x)
         skips = [x]
@@ -189,3 +205,12 @@ class UNet(nn.Module):
                 x = self.grow[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
         out: Tensor = self.head(x)
         return out[..., :height, :width]
+
+    def _extended(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """Add so many rows and columns at the ends: the last one again, or those that come first."""
+        if self.padding != "circular":
+            return F.pad(x, (0, columns, 0, rows), mode="replicate")
+        height, width = x.shape[-2:]
+        if rows:
+            x = x[..., torch.arange(height + rows, device=x.device) % height, :]
+        return x[..., torch.arange(width + columns, device=x.device) % width] if columns else x

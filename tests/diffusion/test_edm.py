@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hookloop.diffusion.edm import Precondition, denoising_loss, lognormal_sigma, loss_weight
+from hookloop.diffusion.edm import (
+    Objective,
+    Precondition,
+    denoising_loss,
+    lognormal_sigma,
+    loss_weight,
+)
 
 
 class Recorder(nn.Module):
@@ -88,3 +94,37 @@ def test_lognormal_sigma_has_its_mean_and_deviation() -> None:
     assert torch.equal(first, again)
     assert first.log().mean().item() == pytest.approx(-1.2, abs=0.03)
     assert first.log().std().item() == pytest.approx(1.2, abs=0.03)
+
+
+def test_the_noise_levels_of_an_objective_are_quantiles_of_its_noise() -> None:
+    """The mean of ln σ at the median, and one standard deviation more at Φ(1)."""
+    levels = Objective(["t"], {}, -1.2, 1.5).noise_levels(
+        torch.tensor([0.5, 0.5 * (1 + math.erf(math.sqrt(0.5)))], dtype=torch.float64)
+    )
+    assert levels.log().tolist() == pytest.approx([-1.2, 0.3], abs=1e-12)
+
+
+def test_an_objective_weighs_its_variables() -> None:
+    """Answers wrong by 1 and 2 are worth λ(σ) = (σ² + 1)/σ² and four times that; weights 3 and 1 make 7/4 of it."""
+    clean = torch.randn(5, 2, 3, 4)
+    wrong = clean + torch.tensor([1.0, 2.0])[:, None, None]
+    objective = Objective(["t", "q"], {"t": 3.0}, -1.2, 1.2)
+    quantiles = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    found = objective.loss_at(lambda *_: wrong, clean, torch.zeros(5, 0, 3, 4), quantiles)
+    worth = 1 + objective.noise_levels(quantiles) ** -2
+    for name, times in (("loss/t", 1.0), ("loss/q", 4.0), ("loss", 7 / 4)):
+        torch.testing.assert_close(found[name].double(), times * worth, rtol=1e-5, atol=0)
+
+
+def test_the_loss_of_an_objective_is_that_at_the_levels_it_draws() -> None:
+    """Same seed, same noise: the mean over the samples of the losses at the quantiles that were drawn."""
+    clean, condition = torch.randn(6, 2, 3, 4), torch.zeros(6, 0, 3, 4)
+    objective = Objective(["t", "q"], {"q": 2.0}, -1.2, 1.2)
+    torch.manual_seed(1)
+    expected = objective.loss(lambda x, *_: x, clean, condition)
+    torch.manual_seed(1)
+    quantiles = torch.special.ndtr(torch.randn(6).double())
+    found = objective.loss_at(lambda x, *_: x, clean, condition, quantiles)
+    assert list(expected) == list(found) == ["loss", "loss/t", "loss/q"]
+    for name, loss in expected.items():
+        assert found[name].mean().item() == pytest.approx(loss.item(), rel=1e-5)

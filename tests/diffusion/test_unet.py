@@ -122,3 +122,47 @@ def test_channels_last_changes_nothing() -> None:
         *(part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in inputs)
     )
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def padded(padding: str, multipliers: Sequence[int] = (1, 2)) -> UNet:
+    """Give a small network with that padding, with every layer awake."""
+    torch.manual_seed(0)
+    return perturbed(UNet(2, 3, channels=8, multipliers=multipliers, blocks=1, padding=padding))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("padding", ["zeros", "replicate", "circular"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 7), (8, 8)])
+def test_any_padding_takes_any_size(padding: str, size: tuple[int, int]) -> None:
+    """Also sizes that the levels do not divide, and those of a single cell; weights have the same names."""
+    net = padded(padding, (1, 2, 2))
+    out = net(*fields(*size))
+    assert out.shape == (2, 2, *size)
+    assert out.isfinite().all()
+    assert list(net.state_dict()) == list(padded("zeros", (1, 2, 2)).state_dict())
+
+
+def test_zeros_are_the_default() -> None:
+    """An option left out changes nothing."""
+    inputs = fields()
+    assert torch.equal(small()(*inputs), padded("zeros")(*inputs))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 0), (0, 4), (8, 12)])
+def test_a_circular_network_does_not_know_where_a_field_begins(rows: int, columns: int) -> None:
+    """Fields rolled by what the levels divide come back rolled; with zeros beyond the edges they do not."""
+    noisy, condition, label = fields(16, 16)
+    for padding, tells in (("circular", False), ("zeros", True), ("replicate", True)):
+        net = padded(padding, (1, 2, 2))
+        rolled = net(*(part.roll((rows, columns), (-2, -1)) for part in (noisy, condition)), label)
+        error = (rolled - net(noisy, condition, label).roll((rows, columns), (-2, -1))).abs().max()
+        assert (error > 1e-3) == tells, padding
+        assert tells or error < 1e-4
+
+
+def test_edges_are_no_edges_of_a_constant_field_where_they_are_repeated() -> None:
+    """What is the same everywhere comes back the same everywhere, unless zeros lie beyond the edges."""
+    noisy, condition, label = fields(7, 5)
+    same = noisy[..., :1, :1].expand_as(noisy), condition[..., :1, :1].expand_as(condition), label
+    for padding, flat in (("replicate", True), ("circular", True), ("zeros", False)):
+        out = padded(padding)(*same)
+        assert ((out.amax((-2, -1)) - out.amin((-2, -1))).max() < 1e-4) == flat, padding
