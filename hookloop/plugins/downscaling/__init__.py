@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from attrs import define, field
 from attrs.validators import optional
 
+from hookloop.data.options import NormalizationConfig, StaticConfig, are_split_names, is_duration
 from hookloop.hookspecs import hookimpl
-from hookloop.plugins.downscaling.data_options import (
-    NormalizationConfig,
-    PatchConfig,
-    SplitConfig,
-    StaticConfig,
-    TransformConfig,
-    are_split_names,
-    is_duration,
-)
+from hookloop.plugins.downscaling.data_options import PatchConfig, SplitConfig, TransformConfig
 from hookloop.plugins.downscaling.options import ModelConfig, SamplerConfig
 from hookloop.settings import doc
 
@@ -38,7 +31,7 @@ class Downscaling:
         factory=dict,
         validator=are_split_names,
         metadata=doc(
-            "further pairs that are only looked at, by name; fields are generated for validation alone",
+            "further pairs that are only looked at, by name; generation.sets says for which fields are generated",
             learned=True,
         ),
     )
@@ -95,3 +88,11 @@ class Downscaling:
         from hookloop.plugins.downscaling.model import make_task
 
         return make_task(self, run)
+
+    @hookimpl(trylast=True)  # whatever the run starts from has been loaded
+    def before_run(self, run: Run) -> None:
+        """Refuse networks that cannot generate beside the model, before anything is learnt."""
+        from hookloop.plugins.downscaling.model import DownscalingTask
+
+        if isinstance(run.task, DownscalingTask):
+            run.task.networks.expect_fitting()

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import evolve, field, frozen
 
+from hookloop.data.grids import covers, eastwards, in_convention, width
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.grids import covers, eastwards, in_convention, width
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
 
+    from hookloop.data.fields import Fields
+    from hookloop.data.grids import Axis
     from hookloop.plugins.downscaling.data_options import SplitConfig
-    from hookloop.plugins.downscaling.fields import Fields
-    from hookloop.plugins.downscaling.grids import Axis
 
     Axes = tuple[Axis, Axis]
     """Latitude and longitude."""

@@ -26,6 +26,14 @@ class MakeRun(Protocol):
 @click.command("downscaling")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
+    "--kind",
+    default="temperature",
+    show_default=True,
+    type=click.Choice(["temperature", "precipitation", "orographic"]),
+    help="temperature: Gaussian, with the exact answer; precipitation: lognormal showers, mostly dry; "
+    "orographic: rain over real terrain.",
+)
+@click.option(
     "--size", default=32, show_default=True, type=click.IntRange(4), help="Fine cells along a side."
 )
 @click.option(
@@ -43,17 +51,18 @@ class MakeRun(Protocol):
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="The same seed, the same data."
 )
 def init_downscaling(
-    directory: Path, size: int, factor: int, times: int, validation_times: int, seed: int
+    directory: Path, kind: str, size: int, factor: int, times: int, validation_times: int, seed: int
 ) -> None:
     """Write sample data and a cfg.yaml that runs as it is into DIR, which must be new or empty.
 
-    Nothing is downloaded: the fields are synthetic, and the best possible answer is known (exact.json).
+    Nothing is downloaded: the fields are synthetic. For temperature the best possible answer is known
+    (exact.json), for precipitation how a cell's values are distributed (distribution.json).
     """
     # Help must not wait for torch.
     from hookloop.plugins.downscaling.sample import write
-    from hookloop.plugins.downscaling.synthetic import Recipe
+    from hookloop.plugins.downscaling.sample_kinds import RECIPES
 
-    write(directory, Recipe(n=size, factor=factor), times, validation_times, seed)
+    write(directory, RECIPES[kind](n=size, factor=factor), times, validation_times, seed)
     config = shlex.quote(str(directory / "cfg.yaml"))
     click.echo("Check and run it with:")
     click.echo(f"  hookloop config check {config}")
@@ -64,7 +73,11 @@ def init_downscaling(
 @click.argument("directory", metavar="RUN_DIR", type=click.Path(path_type=Path))
 @click.option("--exact", type=click.Path(path_type=Path), help="exact.json beside the sample data.")
 def compare(directory: Path, exact: Path | None) -> None:
-    """Print the scores of a run's last inference beside bicubic interpolation and, if known, the exact answer."""
+    """Print the scores of a run's last inference beside those of the baseline and, if known, the exact answer.
+
+    The baseline is bicubic interpolation, of a forecast persistence. Intervals are those of 95 %, where the run has
+    logged any.
+    """
     from hookloop.plugins.downscaling.comparison import table
 
     click.echo(table(directory, exact))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,7 +10,8 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone uses
 from attrs import define, evolve, field, frozen
 from torch import Tensor
 
-from hookloop.plugins.downscaling.calendars import dates, day_of_year, hour_of_day
+from hookloop.data.calendars import dates, day_of_year, hour_of_day
+from hookloop.data.copies import copied_ahead, moved
 from hookloop.plugins.downscaling.patches import (
     PatchConfig,
     Plan,
@@ -23,9 +23,9 @@ from hookloop.plugins.downscaling.patches import (
 from hookloop.plugins.downscaling.stores import HALO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from hookloop.plugins.downscaling.calendars import Times
+    from hookloop.data.calendars import Times
     from hookloop.plugins.downscaling.pairs import Pair
     from hookloop.plugins.downscaling.stores import Sides, Store
     from hookloop.task import Order
@@ -122,16 +122,14 @@ class PairedData:
         whole, there = self._plan(epoch, order) if self.order_seed else self._plan(0, "main")
         sides = self.store.patches(there, self._shape, self.batch_size, start, end)
         found = (self._batch(whole, there, n, side) for n, side in enumerate(sides, start))
-        if self.store.place.type == self.device.type:
-            return found
-        return _copied_ahead(found, self.device)
+        return copied_ahead(found, self.store.place, self.device)
 
     def cases(self, indices: Sequence[int]) -> PairBatch:
         """Whole fields, with their halo, of the cases with these numbers, on the device."""
         cases = torch.tensor(list(indices), dtype=torch.int64)
         there = cases.to(self.store.place)
         corner = torch.zeros(len(cases), 2, dtype=torch.int64, device=self.store.place)
-        return _moved(self._labelled(cases, there, corner, self.store.fields(there)), self.device)
+        return moved(self._labelled(cases, there, corner, self.store.fields(there)), self.device)
 
     def labels(self, indices: Sequence[int]) -> list[str]:
         """Name the cases with these numbers: by their times, and of an ensemble by the member, from 0 on."""
@@ -141,6 +139,10 @@ class PairedData:
             str(self.pair.times[time])[:16] + (f", coarse member {member}" if several else "")
             for time, member in found
         ]
+
+    def days(self, indices: Sequence[int]) -> list[str]:
+        """Name the days of the cases with these numbers."""
+        return [str(self.pair.times[index // self.pair.members])[:10] for index in indices]
 
     def inside(self, coarse: Tensor) -> Tensor:
         """Drop the halo of ``[batch, input, lat, lon]``."""
@@ -198,52 +200,3 @@ def upsample(coarse_with_halo: Tensor, factor: int) -> Tensor:
     fine = F.interpolate(coarse_with_halo, scale_factor=float(factor), mode="bicubic", align_corners=False)
     edge = HALO * factor
     return fine[..., edge:-edge, edge:-edge]
-
-
-def _moved(batch: PairBatch, device: torch.device) -> PairBatch:
-    """Copy what a model reads to *device*."""
-    return evolve(
-        batch,
-        coarse=batch.coarse.to(device, non_blocking=True),
-        fine=batch.fine.to(device, non_blocking=True),
-        corner=batch.corner.to(device, non_blocking=True),
-        hour=batch.hour.to(device, non_blocking=True),
-        day=batch.day.to(device, non_blocking=True),
-    )
-
-
-def _copied_ahead(batches: Iterable[PairBatch], device: torch.device) -> Iterator[PairBatch]:
-    """Copy from pinned memory on a side stream, one batch ahead of the one that is learnt."""
-    if device.type != "cuda":
-        yield from (_moved(batch, device) for batch in batches)
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead: deque[PairBatch] = deque()
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            ahead.append(_moved(_pinned(batch), device))
-        if len(ahead) > 1:
-            yield _arrived(ahead.popleft(), stream)
-    while ahead:
-        yield _arrived(ahead.popleft(), stream)
-
-
-def _pinned(batch: PairBatch) -> PairBatch:
-    return evolve(
-        batch,
-        coarse=batch.coarse.pin_memory(),  # which is the tensor itself where it is pinned already
-        fine=batch.fine.pin_memory(),
-        corner=batch.corner.pin_memory(),
-        hour=batch.hour.pin_memory(),
-        day=batch.day.pin_memory(),
-    )
-
-
-def _arrived(batch: PairBatch, stream: torch.cuda.Stream) -> PairBatch:
-    """Let the current stream wait for the copies, and keep their memory until it has used them."""
-    current = torch.cuda.current_stream(batch.fine.device)
-    # The wait also covers the batch copied after this one; copies are short beside a training step.
-    current.wait_stream(stream)
-    for tensor in (batch.coarse, batch.fine, batch.corner, batch.hour, batch.day):
-        tensor.record_stream(current)
-    return batch

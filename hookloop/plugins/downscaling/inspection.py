@@ -10,15 +10,15 @@ import click
 import numpy as np
 from attrs import evolve, frozen
 
+from hookloop.data.files import open_fields
+from hookloop.data.places import places
+from hookloop.data.selection import chosen, in_ranges
+from hookloop.data.statics import load_statics
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling import Downscaling
-from hookloop.plugins.downscaling.files import open_fields
 from hookloop.plugins.downscaling.pairs import overlap
 from hookloop.plugins.downscaling.rehearsal import Rehearsal
-from hookloop.plugins.downscaling.selection import chosen, in_ranges
 from hookloop.plugins.downscaling.splits import open_pairs, split_options
-from hookloop.plugins.downscaling.statics import load_statics
-from hookloop.plugins.downscaling.stores import places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from hookloop.core import Run
-    from hookloop.plugins.downscaling.calendars import Times
+    from hookloop.data.calendars import Times
+    from hookloop.data.fields import Fields
+    from hookloop.data.places import Place
     from hookloop.plugins.downscaling.data_options import SplitConfig
     from hookloop.plugins.downscaling.dataset import PairedData
-    from hookloop.plugins.downscaling.fields import Fields
     from hookloop.plugins.downscaling.inspection_statistics import Statistics
     from hookloop.plugins.downscaling.pairs import Pair
     from hookloop.plugins.downscaling.read_cost import Cost
-    from hookloop.plugins.downscaling.stores import Place
 
 
 @frozen(eq=False)

@@ -14,13 +14,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from hookloop.data.calendars import labels
+from hookloop.data.fields import Gaps, whole
+from hookloop.data.grids import eastwards, width
 from hookloop.durable import write_whole
 from hookloop.errors import HookloopError
 from hookloop.figures import coarser, draw, edges, limits
-from hookloop.plugins.downscaling.calendars import labels
 from hookloop.plugins.downscaling.data_options import RegionConfig
-from hookloop.plugins.downscaling.fields import Gaps, whole
-from hookloop.plugins.downscaling.grids import eastwards, width
 from hookloop.plugins.downscaling.inspection_table import product, spacing
 from hookloop.plugins.downscaling.stores import HALO
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-    from hookloop.plugins.downscaling.fields import Fields, Floats
+    from hookloop.data.fields import Fields, Floats
     from hookloop.plugins.downscaling.inspection import Inspection
 
     Edges = npt.NDArray[np.floating[Any]]

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from attrs import define, evolve, field
 
+from hookloop.data.bars import bar
+from hookloop.data.calendars import labels
+from hookloop.data.fields import Gaps, whole
+from hookloop.data.normalize import Moments
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.bars import bar
-from hookloop.plugins.downscaling.calendars import labels
-from hookloop.plugins.downscaling.fields import Gaps, whole
-from hookloop.plugins.downscaling.normalize import Moments
 from hookloop.plugins.downscaling.stores import times_at_once
 from hookloop.plugins.downscaling.transforms import make_transforms
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from hookloop.data.fields import Fields, Floats, Ints
     from hookloop.plugins.downscaling.data_options import TransformConfig
-    from hookloop.plugins.downscaling.fields import Fields, Floats, Ints
     from hookloop.plugins.downscaling.pairs import Pair
     from hookloop.plugins.downscaling.transforms import Transforms
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import evolve
 
-from hookloop.plugins.downscaling.calendars import calendar_of, labels, minutes_since
+from hookloop.data.calendars import calendar_of, labels, minutes_since
 from hookloop.plugins.downscaling.data_options import RegionConfig
 from hookloop.plugins.downscaling.patches import position_weights, tiles
 from hookloop.plugins.downscaling.stores import HALO
@@ -19,8 +19,8 @@ from hookloop.plugins.downscaling.stores import HALO
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from hookloop.plugins.downscaling.calendars import Times
-    from hookloop.plugins.downscaling.fields import Fields
+    from hookloop.data.calendars import Times
+    from hookloop.data.fields import Fields
     from hookloop.plugins.downscaling.inspection import Inspection, Split
     from hookloop.plugins.downscaling.inspection_statistics import Statistics, Summary
 

@@ -9,10 +9,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from hookloop.data.normalize import Moments, Scale, scale_of
+from hookloop.data.places import fitting
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.dataset import upsample, with_halo
-from hookloop.plugins.downscaling.normalize import Moments, Scale, scale_of
-from hookloop.plugins.downscaling.stores import fitting
 from hookloop.plugins.downscaling.transforms import make_transforms, quantile_knots
 
 if TYPE_CHECKING:

@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling import statistics_cache
-from hookloop.plugins.downscaling.bars import bar
-from hookloop.plugins.downscaling.calendars import calendar_of, labels
-from hookloop.plugins.downscaling.fields import whole
+from hookloop.data.bars import bar
+from hookloop.data.fields import whole
+from hookloop.data.normalize import Scale
+from hookloop.data.remembered import Remembered
 from hookloop.plugins.downscaling.measure import Measured, Source, measure
-from hookloop.plugins.downscaling.normalize import Scale
 from hookloop.plugins.downscaling.stores import Held, blocks, times_at_once
 
 if TYPE_CHECKING:
@@ -23,11 +21,10 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from hookloop.data.statistics_cache import Plain
     from hookloop.plugins.downscaling.data_options import TransformConfig
-    from hookloop.plugins.downscaling.fields import Fields
     from hookloop.plugins.downscaling.options import ModelConfig
     from hookloop.plugins.downscaling.pairs import Pair
-    from hookloop.plugins.downscaling.statistics_cache import Plain
     from hookloop.plugins.downscaling.stores import Sides, Store
 
 
@@ -52,15 +49,16 @@ def measured(
     :param store: what holds it; read from its files again only where it is not in memory.
     """
     began = time.perf_counter()
-    key = _key(pair, _measured_with(pair, config, options, given), events)
-    found = None if key is None else _recalled(key, events)
-    cached = found is not None
-    if found is None:
+    sides = pair.coarse, pair.fine
+    remembered = Remembered.of(sides, _measured_with(pair, config, options, given), events)
+    kept = remembered.recall()
+    if kept is not None:
+        found = _from_plain(cast("_Kept", kept))  # it has the checksum of ours
+    else:
         with bar("measuring", len(pair.times)) as advance:
             found = measure(_source(pair, store), config, options, given, advance)
-        if key is not None:
-            _keep(key, _to_plain(found), events)
-    events.info("data.measured", seconds=round(time.perf_counter() - began, 3), cached=cached)
+        remembered.keep(_to_plain(found))
+    events.info("data.measured", seconds=round(time.perf_counter() - began, 3), cached=kept is not None)
     return found
 
 
@@ -99,17 +97,13 @@ def checked(name: str, pair: Pair, store: Store, events: FilteringBoundLogger) -
     if isinstance(store, Held):  # it was checked when it was read
         return
     began = time.perf_counter()
-    key = _key(pair, {"checked": True}, events)
-    try:
-        cached = key is not None and statistics_cache.recall(key) is not None
-    except HookloopError:
-        cached = False
+    remembered = Remembered.of((pair.coarse, pair.fine), {"checked": True}, events)
+    cached = remembered.recall() is not None
     if not cached:
         with bar(f"checking {name}", len(pair.times)) as advance:
             for _, fine in blocks(pair):
                 advance(len(fine))
-        if key is not None:
-            _keep(key, "finite", events)
+        remembered.keep("finite")
     events.info("data.checked", split=name, seconds=round(time.perf_counter() - began, 3), cached=cached)
 
 
@@ -125,54 +119,6 @@ def _measured_with(
         "transforms": {name: [option.name, option.scale] for name, option in options.items()},
         "normalization": None if given is None else _plain_scale(given),
     }
-
-
-def _key(pair: Pair, with_what: Mapping[str, Plain], events: FilteringBoundLogger) -> str | None:
-    """Tell what is kept from everything else; ``None`` where nothing is kept, or that cannot be told."""
-    if statistics_cache.cache_directory() is None:
-        return None
-    what = {"sides": [_selection(side) for side in (pair.coarse, pair.fine)], **with_what}
-    parts = [part for side in (pair.coarse, pair.fine) for own in side.parts.values() for part in own]
-    reached = {part.path: part.storage_options for part in parts}
-    try:
-        return statistics_cache.fingerprint(list(reached), what, reached)
-    except OSError as error:
-        events.info("statistics.not_kept", why=str(error))
-        return None
-
-
-def _selection(fields: Fields) -> Plain:
-    """What of its files is used, and how."""
-    return {
-        "times": [calendar_of(fields.times), *labels(fields.times)],
-        "members": fields.members,
-        "rows": fields.latitude.index.tolist(),
-        "columns": fields.longitude.index.tolist(),
-        "fill": fields.fill,
-        "variables": {
-            name: [
-                [part.path, part.name, {dim: int(at) for dim, at in part.fixed.items()}, len(part.index)]
-                for part in parts
-            ]
-            for name, parts in fields.parts.items()
-        },
-    }
-
-
-def _recalled(key: str, events: FilteringBoundLogger) -> Measured | None:
-    try:
-        kept = statistics_cache.recall(key)
-    except HookloopError as error:
-        events.warning("statistics.damaged", why=str(error))
-        return None
-    return None if kept is None else _from_plain(cast("_Kept", kept))  # it has the checksum of ours
-
-
-def _keep(key: str, found: Plain, events: FilteringBoundLogger) -> None:
-    try:
-        statistics_cache.keep(key, found)
-    except OSError as error:
-        events.info("statistics.not_kept", why=str(error), hint="HOOKLOOP_CACHE names another place")
 
 
 def _to_plain(found: Measured) -> Plain:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import define
+from attrs import define, field
 from torch import Tensor, nn
 
-from hookloop.diffusion.edm import Precondition, denoising_loss, lognormal_sigma
-from hookloop.diffusion.solvers import dpmpp_2m, heun, karras_schedule
+from hookloop.data.features import CHANNELS, feature
+from hookloop.data.normalize import Scale
+from hookloop.data.statics import load_statics
+from hookloop.diffusion.edm import Objective, Precondition
+from hookloop.plugins.downscaling.attributes import attributes_of
 from hookloop.plugins.downscaling.dataset import PairBatch, PairedData, upsample
 from hookloop.plugins.downscaling.measured import checked, measured
-from hookloop.plugins.downscaling.normalize import Scale
+from hookloop.plugins.downscaling.sampling import Networks
 from hookloop.plugins.downscaling.splits import open_data, open_pairs
-from hookloop.plugins.downscaling.statics import load_statics
 from hookloop.plugins.downscaling.transforms import Transforms, make_transforms
 from hookloop.task import Paired, Window, independent_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from structlog.typing import FilteringBoundLogger
 
     from hookloop.core import Run
     from hookloop.plugins.downscaling import Downscaling
     from hookloop.plugins.downscaling.options import ModelConfig, SamplerConfig
     from hookloop.task import Data
-
-SOLVERS: Mapping[str, Callable[..., Tensor]] = {"dpmpp_2m": dpmpp_2m, "heun": heun}
-_CHANNELS = {"hour": 2, "season": 2, "latitude": 1, "longitude": 1}
-_DAYS = 365.2425
+    from hookloop.yamlfile import Plain
 
 
 class Downscaler(nn.Module):
@@ -76,7 +76,7 @@ class Downscaler(nn.Module):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value)
-        extra = sum(_CHANNELS[feature] for feature in config.features)
+        extra = sum(CHANNELS[name] for name in config.features)
         condition = len(config.inputs) + len(statics) + extra
         self.denoiser = Precondition(config.backbone.build(len(config.outputs), condition))
 
@@ -106,18 +106,11 @@ class Downscaler(nn.Module):
         parts = [self.inputs.normalize(upsampled)]
         if len(self.statics):
             parts.append(self.statics[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1))
-        latitude = self.latitude[rows][:, None, :, None].expand(-1, 1, height, width)
-        longitude = self.longitude[columns][:, None, None, :].expand(-1, 1, height, width)
-        parts += [self._feature(feature, batch, latitude, longitude) for feature in self.config.features]
+        parts += [
+            feature(name, batch.hour, batch.day, self.latitude, self.longitude, rows, columns)
+            for name in self.config.features
+        ]
         return torch.cat(parts, 1).float()
-
-    def _feature(self, feature: str, batch: PairBatch, latitude: Tensor, longitude: Tensor) -> Tensor:
-        if feature == "hour":  # local solar time
-            return _circle(batch.hour.view(-1, 1, 1, 1) / 24 + longitude / 360)
-        if feature == "season":
-            return _circle((batch.day.view(-1, 1, 1, 1) / _DAYS).expand_as(latitude))
-        own, field = (self.latitude, latitude) if feature == "latitude" else (self.longitude, longitude)
-        return (field - own.mean()) / own.std()
 
     def target(self, fine: Tensor, upsampled: Tensor) -> Tensor:
         """What is learnt to be generated for physical fields ``[batch, output, lat, lon]``, normalised."""
@@ -140,11 +133,6 @@ class Downscaler(nn.Module):
         return upsampled[:, [self.config.inputs.index(name) for name in self.config.outputs]]
 
 
-def _circle(turns: Tensor) -> Tensor:
-    """An angle as sine and cosine, on the channel axis."""
-    return torch.cat([(2 * math.pi * turns).sin(), (2 * math.pi * turns).cos()], 1)
-
-
 @define(eq=False)
 class DownscalingTask:
     """A :class:`hookloop.task.Generative`: one full sampling of each evaluation window, nothing carried on."""
@@ -154,22 +142,49 @@ class DownscalingTask:
     sampler: SamplerConfig
     factor: int
     units: Mapping[str, str]
+    attributes: Mapping[str, Mapping[str, str]]
+    """Those of the fine files, by output."""
+    events: FilteringBoundLogger
+    networks: Networks = field(init=False)
+    """What members are drawn with."""
+
+    def __attrs_post_init__(self) -> None:
+        """Name the networks; they are read when fields are generated."""
+        self.networks = Networks(self.model, self.sampler, self.events)
+
+    @property
+    def facts(self) -> Mapping[str, Plain]:
+        """How many fine cells a coarse one has along each axis, attributes of the outputs, units of the inputs."""
+        known = {
+            name: {"units": self.units[name]} for name in self.model.config.outputs if self.units.get(name)
+        }
+        attributes: dict[str, Plain] = {
+            name: {**own, **known.get(name, {})} for name, own in self.attributes.items()
+        }
+        given: dict[str, Plain] = {**self._paired("train").pair.coarse.units}
+        return {"factor": self.factor, "attributes": attributes, "input_units": given}
 
     def loss(self, batch: PairBatch) -> Mapping[str, Tensor]:
         """The EDM denoising loss: its weighted mean over variables, and each variable's own."""
+        return self._objective.loss(self.model.denoiser, *self._learnt(batch))
+
+    def noise_levels(self, quantiles: Tensor) -> Tensor:
+        """Give σ at these quantiles of ln σ ~ N(mean, std²), from which training draws."""
+        return self._objective.noise_levels(quantiles)
+
+    def loss_at(self, batch: PairBatch, quantiles: Tensor) -> Mapping[str, Tensor]:
+        """Give the losses of :meth:`loss` for each sample, with noise of these levels."""
+        return self._objective.loss_at(self.model.denoiser, *self._learnt(batch), quantiles)
+
+    @property
+    def _objective(self) -> Objective:
         config = self.model.config
+        return Objective(config.outputs, config.loss_weights, config.noise.mean, config.noise.std)
+
+    def _learnt(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """What the denoiser is to find, ``[batch, output, lat, lon]``, and what it is given."""
         upsampled = self.model.interpolated(batch.coarse, self.factor)
-        clean = self.model.target(batch.fine, upsampled)
-        sigma = lognormal_sigma(len(batch), config.noise.mean, config.noise.std, device=clean.device)
-        noisy = clean + sigma.view(-1, 1, 1, 1) * torch.randn_like(clean)
-        denoised = self.model.denoiser(noisy, sigma, self.model.condition(batch, upsampled))
-        losses = denoising_loss(denoised, clean, sigma, sigma_data=1.0).mean(0)
-        weights = [config.loss_weights.get(name, 1.0) for name in config.outputs]
-        total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
-        return {
-            "loss": total,
-            **{f"loss/{name}": loss for name, loss in zip(config.outputs, losses, strict=True)},
-        }
+        return self.model.target(batch.fine, upsampled), self.model.condition(batch, upsampled)
 
     def windows(self, split: str, size: int, limit: int | None = None) -> Sequence[Window]:
         """The times of *split* in order, *size* at a time."""
@@ -179,30 +194,35 @@ class DownscalingTask:
         """Nothing is carried from one window to the next."""
 
     def predict_paired(
-        self, state: None, window: Window, seeds: Sequence[Sequence[int]]
+        self, state: None, window: Window, seeds: Sequence[Sequence[int]], first: int = 0
     ) -> tuple[Paired, None]:
-        """Generate one member for each seed of each case, whole fields."""
+        """Generate one member for each seed of each case, whole fields.
+
+        :param first: the number of the first of these members, where they are part of an ensemble.
+        """
         data = self._paired(window.split)
         batch = data.cases(window.cases)
         upsampled = self.model.interpolated(batch.coarse, self.factor)
-        members = len(seeds[0])
-        condition = self.model.condition(batch, upsampled).repeat_interleave(members, 0)
-        shape = (len(self.model.config.outputs), *upsampled.shape[-2:])
-        noise = torch.stack([_noise(seed, shape, upsampled.device) for case in seeds for seed in case])
-        sampler = self.sampler
-        generated = SOLVERS[sampler.solver](
-            lambda x, sigma: self.model.denoiser(x, sigma, condition),
-            noise,
-            karras_schedule(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho),
-        )
+        fields = self.members(batch, upsampled, seeds, first)
+        return self._paired_fields(data, window.cases, batch, upsampled, fields), state
+
+    def members(
+        self, batch: PairBatch, upsampled: Tensor, seeds: Sequence[Sequence[int]], first: int = 0
+    ) -> Tensor:
+        """Generate physical fields ``[case, member, output, lat, lon]``; see :meth:`Networks.draw`."""
+        generated = self.networks.draw(batch, upsampled, seeds, first)
         fields = self.model.fields(generated, upsampled)
-        members_of = fields.view(len(batch), members, *fields.shape[1:])
-        return self._paired_fields(data, window.cases, batch, upsampled, members_of), state
+        return fields.view(len(seeds), -1, *fields.shape[1:])
 
     def _paired(self, split: str) -> PairedData:
         data = self.data[split]
         assert isinstance(data, PairedData)
         return data
+
+    @property
+    def variables(self) -> Sequence[str]:
+        """What is generated."""
+        return self.model.config.outputs
 
     @property
     def without_baseline(self) -> Sequence[str]:
@@ -216,7 +236,8 @@ class DownscalingTask:
         known = [name for name in outputs if name in inputs]
         if self.model.transforms.any_of(known):  # otherwise they are what has been interpolated already
             upsampled = upsample(coarse, self.factor)
-        return {name: upsampled[:, inputs.index(name)] for name in known}
+        bounded = self.model.transforms.not_below  # as what is generated is, or it were beaten too easily
+        return {name: bounded(name, upsampled[:, inputs.index(name)]) for name in known}
 
     def _paired_fields(
         self, data: PairedData, cases: Sequence[int], batch: PairBatch, upsampled: Tensor, fields: Tensor
@@ -230,17 +251,15 @@ class DownscalingTask:
             latitude=self.model.latitude.tolist(),
             longitude=self.model.longitude.tolist(),
             labels=data.labels(cases),
+            days=data.days(cases),
             units=self.units,
+            gridded=data.pair.fine_grid.gridded,
+            wraps=data.pair.periodic,
         )
 
 
 def _repeated(origin: Tensor, members: int) -> Tensor:
     return origin.repeat_interleave(members, 0) if origin.ndim else origin
-
-
-def _noise(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.randn(shape, device=device, generator=generator)
 
 
 def make_task(options: Downscaling, run: Run) -> DownscalingTask:
@@ -266,4 +285,14 @@ def make_task(options: Downscaling, run: Run) -> DownscalingTask:
         torch.as_tensor(pair.fine_grid.latitude, dtype=torch.float32),
         torch.as_tensor(pair.fine_grid.longitude, dtype=torch.float32),
     )
-    return DownscalingTask(model.to(run.device), data, options.sampler, pair.factor, pair.units)
+    task = DownscalingTask(
+        model.to(run.device),
+        data,
+        options.sampler,
+        pair.factor,
+        pair.units,
+        attributes_of(pair.fine),
+        run.events,
+    )
+    task.networks.read()
+    return task

@@ -2,67 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from pathlib import Path  # noqa: TC003 - read when options are structured
+from typing import TYPE_CHECKING
 
-from attrs import Attribute, field, frozen
-from attrs.validators import deep_iterable, deep_mapping, ge, gt, lt, max_len, min_len
+from attrs import field, frozen
+from attrs.validators import deep_mapping, gt, lt, min_len
 
+from hookloop.data.options import Feature  # noqa: TC001 - read when options are structured
+from hookloop.diffusion_options import Backbone, NoiseConfig, SolverConfig, UNetOptions
 from hookloop.errors import HookloopError
 from hookloop.settings import doc
 
 if TYPE_CHECKING:
-    from torch import nn
+    from hookloop.data.grids import Grid
 
-    from hookloop.plugins.downscaling.grids import Grid
-
-Feature = Literal["hour", "season", "latitude", "longitude"]
-
-
-class Backbone(Protocol):
-    """What an entry point in group ``hookloop.backbones`` offers: options that can build their network."""
-
-    def build(self, outputs: int, condition: int) -> nn.Module:
-        """A network ``f(noisy, condition, label)`` with so many channels: see ``hookloop.diffusion.edm``."""
-
-
-@frozen
-class UNetOptions:
-    """The built-in U-Net."""
-
-    chosen_as = "unet"
-    channels: int = field(default=64, validator=ge(4), metadata=doc("width of the first level"))
-    multipliers: list[int] = field(
-        factory=lambda: [1, 2, 2],
-        validator=[min_len(1), max_len(8), deep_iterable(ge(1))],
-        metadata=doc("width of each level, in units of channels; each level halves the grid"),
-    )
-    blocks: int = field(default=2, validator=ge(1), metadata=doc("residual blocks a level"))
-    attention: bool = field(default=True, metadata=doc("attend over all points of the coarsest level"))
-    dropout: float = field(
-        default=0.0, validator=[ge(0.0), lt(1.0)], metadata=doc("share dropped while training")
-    )
-
-    def build(self, outputs: int, condition: int) -> nn.Module:
-        """Build it."""
-        from hookloop.diffusion.unet import UNet
-
-        return UNet(
-            outputs,
-            condition,
-            channels=self.channels,
-            multipliers=self.multipliers,
-            blocks=self.blocks,
-            attention=self.attention,
-            dropout=self.dropout,
-        )
-
-
-@frozen
-class NoiseConfig:
-    """Training noise: ln σ ~ N(mean, std²), σ in units of the normalised target's standard deviation."""
-
-    mean: float = field(default=-1.2, validator=[gt(-20.0), lt(20.0)], metadata=doc("mean of ln σ"))
-    std: float = field(default=1.2, validator=[gt(0.0), lt(20.0)], metadata=doc("standard deviation of ln σ"))
+__all__ = ["Backbone", "ModelConfig", "NoiseConfig", "SamplerConfig", "UNetOptions"]
 
 
 @frozen
@@ -120,21 +74,45 @@ class ModelConfig:
             )
 
 
-def _above_sigma_min(instance: SamplerConfig | None, _attribute: Attribute[float], value: float) -> None:
-    if instance is not None and value <= instance.sigma_min:
-        raise ValueError(f"expected more than sigma_min, {instance.sigma_min}, found {value}")
+def _are_used(instance: SamplerConfig | None, _attribute: object, value: list[ExpertConfig]) -> None:
+    """Refuse experts that are never asked, and those that leave the run's own network none."""
+    if instance is None:
+        return
+    for expert in value:
+        if not instance.sigma_min < expert.sigma_min < instance.sigma_max:
+            raise ValueError(
+                f"expected experts whose sigma_min lies between the sampler's {instance.sigma_min} and "
+                f"{instance.sigma_max}, found {expert.sigma_min}"
+            )
+    lowest = [expert.sigma_min for expert in value]
+    if len(set(lowest)) < len(lowest):
+        raise ValueError(f"expected experts with a sigma_min each of their own, found {lowest}")
 
 
 @frozen
-class SamplerConfig:
-    """How fields are generated."""
+class ExpertConfig:
+    """A network for high noise levels."""
 
-    solver: Literal["dpmpp_2m", "heun"] = field(
-        default="dpmpp_2m", metadata=doc("dpmpp_2m: one evaluation a step; heun: two, one in the last")
+    checkpoint: Path = field(
+        metadata=doc("of another run: the same outputs, scaled alike; see docs/sampling.md")
     )
-    steps: int = field(default=18, validator=ge(2), metadata=doc("noise levels"))
-    sigma_min: float = field(default=0.002, validator=gt(0.0), metadata=doc("lowest noise level"))
-    sigma_max: float = field(
-        default=80.0, validator=[gt(0.0), _above_sigma_min], metadata=doc("highest noise level")
+    sigma_min: float = field(
+        validator=gt(0.0), metadata=doc("from this noise level up to where the next expert's begin")
     )
-    rho: float = field(default=7.0, validator=gt(0.0), metadata=doc("how the steps crowd at low noise"))
+
+
+@frozen
+class SamplerConfig(SolverConfig):
+    """How fields are generated: by which steps, and with which networks."""
+
+    experts: list[ExpertConfig] = field(
+        factory=list,
+        validator=_are_used,
+        metadata=doc("checkpoints whose networks denoise high noise in the place of the run's own"),
+    )
+    ensemble: list[Path] = field(
+        factory=list,
+        metadata=doc(
+            "checkpoints of further runs: members are drawn with the run's own network and these in turn"
+        ),
+    )

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from attrs import evolve, frozen
 
-from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.alignment import by_cells, by_index
-from hookloop.plugins.downscaling.calendars import (
+from hookloop.data.calendars import (
     calendar_of,
     dates,
     hour_of_day,
@@ -21,16 +19,19 @@ from hookloop.plugins.downscaling.calendars import (
     same,
     span,
 )
-from hookloop.plugins.downscaling.files import open_fields, select
-from hookloop.plugins.downscaling.grids import Grid
-from hookloop.plugins.downscaling.selection import chosen, in_ranges, without_neighbours
+from hookloop.data.files import open_fields, select
+from hookloop.data.selection import chosen, in_ranges, without_neighbours
+from hookloop.errors import HookloopError
+from hookloop.plugins.downscaling.alignment import by_cells, by_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from hookloop.plugins.downscaling.calendars import Times
-    from hookloop.plugins.downscaling.data_options import SourceConfig, SplitConfig
-    from hookloop.plugins.downscaling.fields import Fields, Ints
+    from hookloop.data.calendars import Times
+    from hookloop.data.fields import Fields, Ints
+    from hookloop.data.grids import Grid
+    from hookloop.data.options import SourceConfig
+    from hookloop.plugins.downscaling.data_options import SplitConfig
 
     Pairing = Literal["cells", "index"]
 
@@ -107,8 +108,8 @@ def open_pair(
         coarse=aligned.coarse,
         fine=aligned.fine,
         times=coarse.times,
-        coarse_grid=_grid(aligned.coarse),
-        fine_grid=_grid(aligned.fine),
+        coarse_grid=aligned.coarse.grid,
+        fine_grid=aligned.fine.grid,
         factor=aligned.factor,
         inputs=list(inputs),
         outputs=list(outputs),
@@ -161,11 +162,6 @@ def _open(
     own = {v: fill[v] for v in variables if v in fill}
     fields = open_fields(sources, variables, fill=own, among=partial(in_ranges, split=split))
     return select(fields, chosen(fields.times, split, fields.where))
-
-
-def _grid(fields: Fields) -> Grid:
-    order = [axis.index if axis.oriented else None for axis in (fields.latitude, fields.longitude)]
-    return Grid(fields.latitude.values, fields.longitude.values, fields.gridded, (order[0], order[1]))
 
 
 def _match_times(coarse: Fields, fine: Fields, pairing: Pairing) -> list[str]:

@@ -10,12 +10,12 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from hookloop.data.grids import Floats, eastwards, width
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import PatchConfig, RegionConfig
-from hookloop.plugins.downscaling.grids import Floats, eastwards, width
 
 if TYPE_CHECKING:
-    from hookloop.plugins.downscaling.grids import Grid
+    from hookloop.data.grids import Grid
 
 __all__ = [
     "PatchConfig",

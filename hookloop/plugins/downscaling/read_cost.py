@@ -11,9 +11,9 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from hookloop.plugins.downscaling.fields import Fields, Ints, Wanted
-    from hookloop.plugins.downscaling.reading import Job
-    from hookloop.plugins.downscaling.stored import Part
+    from hookloop.data.fields import Fields, Ints, Wanted
+    from hookloop.data.reading import Job
+    from hookloop.data.stored import Part
 
 _JOBS = 32
 """Enough of them to tell."""

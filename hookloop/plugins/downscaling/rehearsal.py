@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
 
+from hookloop.data.readers import default_workers
+from hookloop.data.reading import Slab, expect_room
 from hookloop.plugins.downscaling.dataset import PairedData
 from hookloop.plugins.downscaling.read_cost import Cost, cost_of, times_in_a_chunk
-from hookloop.plugins.downscaling.reading import Slab, expect_room
 from hookloop.plugins.downscaling.splits import order_seed
-from hookloop.plugins.downscaling.stores import HALO, Streamed, default_workers
+from hookloop.plugins.downscaling.stores import HALO, Streamed
 
 if TYPE_CHECKING:
     from hookloop.core import Run
+    from hookloop.data.reading import Job
+    from hookloop.data.reading import Shape as SlabShape
     from hookloop.plugins.downscaling.data_options import PatchConfig, SplitConfig
     from hookloop.plugins.downscaling.pairs import Pair
-    from hookloop.plugins.downscaling.reading import Job
-    from hookloop.plugins.downscaling.reading import Shape as SlabShape
 
 _TOO_MUCH = 2.0
 """Decoding more than this for each value used is worth a hint."""
@@ -30,7 +31,7 @@ _WORTH_IT = 1.5
 
 @define(eq=False)
 class Asked:
-    """A :class:`hookloop.plugins.downscaling.readers.Reading` that notes what is asked for, and reads nothing."""
+    """A :class:`hookloop.data.readers.Reading` that notes what is asked for, and reads nothing."""
 
     slabs: list[Slab] = field(factory=list)
     jobs: list[Job] = field(factory=list)

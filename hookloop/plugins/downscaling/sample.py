@@ -10,46 +10,37 @@ import numpy as np
 import xarray as xr
 
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling import synthetic
+from hookloop.plugins.downscaling.sample_kinds import kind_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hookloop.plugins.downscaling.synthetic import Floats, Recipe
+    from hookloop.plugins.downscaling.sample_kinds import Domain, Kind, Labelled, Recipe
 
-_SOUTH, _WEST, _DEGREES = 46.0, 2.0, 8.0
 _BEGIN = np.datetime64("2020-01-01T00", "ns")
-_TEMPERATURE = {"standard_name": "air_temperature", "long_name": "2 metre temperature", "units": "K"}
 
 
 def write(directory: Path, recipe: Recipe, n_train: int, n_validation: int, seed: int) -> None:
-    """Write training and validation pairs, static fields, the exact answer and a ``cfg.yaml`` that uses them.
+    """Write training and validation pairs, static fields, what is known and a ``cfg.yaml`` that uses them.
 
     The same arguments write the same arrays.
 
     :raises HookloopError: where *directory* is a file or not empty.
     """
     _make(directory)
+    kind = kind_of(recipe)
     days = -(-n_train // 24)
     for split, n, first in (("train", n_train, 0), ("validation", n_validation, days)):
-        hours = synthetic.hours_of(n)
-        # What is scored is what a reader finds in the files: single precision.
-        fine = synthetic.generate(recipe, n, [seed, first]).astype(np.float32).astype(np.float64)
-        coarse = synthetic.block_mean(fine, recipe.factor)
+        fine, coarse = kind.pair(n, [seed, first])
         times = _BEGIN + np.timedelta64(first, "D") + np.arange(n) * np.timedelta64(1, "h")
-        for name, values in (("fine", fine), ("coarse", coarse)):
-            data = _dataset({"t2m": (values, _TEMPERATURE)}, times)
+        for name, fields in (("fine", fine), ("coarse", coarse)):
+            data = _dataset(fields, kind.domain, times)
             _save(data, directory / f"{split}_{name}.{'zarr' if split == 'train' else 'nc'}")
-    mean, std = synthetic.posterior(recipe, coarse, hours)
-    answer = {
-        "t2m_mean": (mean, _TEMPERATURE),
-        "t2m_std": (std, {"long_name": "standard deviation", "units": "K"}),
-    }
-    _save(_dataset(answer, times), directory / "exact.nc")
-    _save(_dataset(_statics(recipe), times[:0]), directory / "static.nc")
-    scores = synthetic.exact_scores(recipe, fine, coarse, hours)
-    (directory / "exact.json").write_text(json.dumps(scores, indent=2) + "\n")
-    (directory / "cfg.yaml").write_text(_configuration(directory, recipe))
+    for name, fields in kind.fields(fine, coarse).items():
+        _save(_dataset(fields, kind.domain, times), directory / f"{name}.nc")
+    for name, numbers in kind.numbers(fine, coarse).items():
+        (directory / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (directory / "cfg.yaml").write_text(_configuration(directory, kind))
 
 
 def _make(directory: Path) -> None:
@@ -66,17 +57,8 @@ def _make(directory: Path) -> None:
     )
 
 
-def _statics(recipe: Recipe) -> dict[str, tuple[Floats, dict[str, str]]]:
-    height = {"standard_name": "surface_altitude", "long_name": "terrain height", "units": "m"}
-    share = {"standard_name": "land_area_fraction", "long_name": "share of land", "units": "1"}
-    return {
-        "terrain": (synthetic.terrain(recipe), height),
-        "land": (synthetic.land(recipe), share),
-    }
-
-
-def _dataset(fields: dict[str, tuple[Floats, dict[str, str]]], times: np.ndarray) -> xr.Dataset:
-    """Label *fields* ``[time, lat, lon]`` or ``[lat, lon]`` in the way of the CF conventions."""
+def _dataset(fields: Labelled, domain: Domain, times: np.ndarray) -> xr.Dataset:
+    """Put *fields* in their place, and in time where they change, in the way of the CF conventions."""
     dims = ("time", "latitude", "longitude")
     variables = {
         name: (dims[-values.ndim :], values.astype(np.float32), attributes)
@@ -86,11 +68,11 @@ def _dataset(fields: dict[str, tuple[Floats, dict[str, str]]], times: np.ndarray
     north = {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
     east = {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}
     coordinates = {
-        "latitude": ("latitude", _SOUTH + _DEGREES / lat * (np.arange(lat) + 0.5), north),
-        "longitude": ("longitude", _WEST + _DEGREES / lon * (np.arange(lon) + 0.5), east),
+        "latitude": ("latitude", domain.south + domain.height / lat * (np.arange(lat) + 0.5), north),
+        "longitude": ("longitude", domain.west + domain.width / lon * (np.arange(lon) + 0.5), east),
     }
     data = xr.Dataset(variables, coordinates, {"Conventions": "CF-1.11", "title": "synthetic sample"})
-    if not len(times):
+    if "time" not in data.dims:
         return data
     data = data.assign_coords(time=("time", times, {"standard_name": "time", "axis": "T"}))
     data.time.encoding = {"units": "hours since 2020-01-01", "dtype": "int64", "calendar": "standard"}
@@ -104,9 +86,9 @@ def _save(data: xr.Dataset, path: Path) -> None:
         data.to_netcdf(path, engine="h5netcdf")
 
 
-def _configuration(directory: Path, recipe: Recipe) -> str:
+def _configuration(directory: Path, kind: Kind) -> str:
     """Fill in the template; single quotes are YAML's only special character inside single quotes."""
-    template = resources.files("hookloop.plugins.downscaling").joinpath("cfg.yaml.in").read_text("utf-8")
-    cells = recipe.n // recipe.factor
-    shapes = f"{recipe.n} x {recipe.n} fine, {cells} x {cells} coarse"
+    template = resources.files("hookloop.plugins.downscaling").joinpath(kind.template).read_text("utf-8")
+    fine, coarse = kind.recipe.n, kind.recipe.n // kind.recipe.factor
+    shapes = f"{fine} x {fine} fine, {coarse} x {coarse} coarse"
     return template.replace("@DIR@", str(directory).replace("'", "''")).replace("@SHAPES@", shapes)

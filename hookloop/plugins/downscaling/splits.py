@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hookloop.data.places import places
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.dataset import PairedData
 from hookloop.plugins.downscaling.pairs import gap_between, open_pair, overlap
-from hookloop.plugins.downscaling.stores import open_store, places
+from hookloop.plugins.downscaling.stores import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

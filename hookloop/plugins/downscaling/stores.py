@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from itertools import count, pairwise
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -12,32 +11,26 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from hookloop.plugins.downscaling.fields import Gaps, Ints, whole
+from hookloop.data.fields import Gaps, Ints, whole
+from hookloop.data.places import at_once
+from hookloop.data.readers import open_reading
+from hookloop.data.reading import Cut, Job, Slab
 from hookloop.plugins.downscaling.patches import cells, fine_corner
-from hookloop.plugins.downscaling.readers import Inline, Readers
-from hookloop.plugins.downscaling.reading import Cut, Job, Slab, memory_of_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import ExitStack
 
-    from hookloop.plugins.downscaling.data_options import SplitConfig
+    from hookloop.data.places import Place
+    from hookloop.data.readers import Reading, Tell
+    from hookloop.data.reading import Shape as SlabShape
     from hookloop.plugins.downscaling.pairs import Pair
     from hookloop.plugins.downscaling.patches import Plan, Shape
-    from hookloop.plugins.downscaling.readers import Reading, Tell
-    from hookloop.plugins.downscaling.reading import Shape as SlabShape
 
 HALO = 2
 """Coarse cells around each patch: bicubic interpolation of a patch then equals that of the whole field."""
 _READS = 4
 """Reads of a job at least: zarr works at them at the same time."""
-AT_ONCE = 64
-"""Times that are read together where a whole split is read, at most."""
-_BLOCK = 2**26
-"""Bytes that are read together there, unless one time has more."""
-
-Place = Literal["device", "ram", "none"]
-"""On the GPU, in memory, or in its files."""
 
 Sides = tuple[Tensor, Tensor]
 """Coarse patches with their halo, fine patches."""
@@ -147,13 +140,8 @@ def held(pair: Pair, device: torch.device) -> Held:
 
 
 def times_at_once(pair: Pair) -> int:
-    """How many times of *pair* are read together: what its shapes alone say, so that sums have the same bits."""
-    return min(AT_ONCE, fitting(pair.nbytes // len(pair.times)))
-
-
-def fitting(nbytes: int) -> int:
-    """How many arrays of *nbytes* are small together; at least one."""
-    return max(1, _BLOCK // nbytes)
+    """How many times of *pair* are read together."""
+    return at_once(pair.nbytes // len(pair.times))
 
 
 def blocks(pair: Pair) -> Iterator[Sides]:
@@ -306,20 +294,6 @@ class Streamed:
         return torch.cat(list(parts), out=torch.empty(shape, pin_memory=self.pinned))
 
 
-def places(
-    splits: Mapping[str, SplitConfig], pairs: Mapping[str, Pair], device: torch.device
-) -> dict[str, Place]:
-    """Decide where each split lives: the GPU or memory where all that live there take less than a quarter of it."""
-    taken = {"device": 0, "ram": 0, "none": 0}
-    chosen: dict[str, Place] = {}
-    for name, split in splits.items():
-        size = pairs[name].nbytes
-        place = _roomy(size, taken, device) if split.cache == "auto" else split.cache
-        taken[place] += size
-        chosen[name] = place
-    return chosen
-
-
 def open_store(
     pair: Pair,
     place: Place,
@@ -336,23 +310,5 @@ def open_store(
     if place != "none":
         return held(pair, device if place == "device" else torch.device("cpu"))
     sides = pair.coarse, pair.fine
-    count = default_workers() if workers == "auto" else workers
-    reading: Reading = Inline(sides, tell)
-    if count:
-        reading = readers = Readers(sides, count, tell)
-        cleanup.callback(readers.close)
+    reading, count = open_reading(sides, workers, tell, cleanup)
     return Streamed(pair, reading, count, together, pinned=device.type == "cuda")
-
-
-def _roomy(size: int, taken: Mapping[str, int], device: torch.device) -> Place:
-    if device.type == "cuda":
-        memory: int = torch.cuda.get_device_properties(device).total_memory
-        if taken["device"] + size < memory / 4:
-            return "device"
-    return "ram" if taken["ram"] + size < memory_of_machine() / 4 else "none"
-
-
-def default_workers() -> int:
-    """As many as there are cores beside the one that trains, up to eight."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores - 1))

@@ -10,6 +10,7 @@ number κ, since block means alias factor² fine waves onto it and leave differe
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,13 @@ _TERRAIN_SEED, _LAND_SEED = 7001, 7002
 """The landscape is part of the recipe: training and validation share it."""
 
 
-def _divides(instance: Recipe, _attribute: Attribute[int], value: int) -> None:
+class _Square(Protocol):
+    @property
+    def n(self) -> int: ...
+
+
+def divides(instance: _Square, _attribute: Attribute[int], value: int) -> None:
+    """Refuse a factor that leaves no grid of whole coarse cells, two at least along each side."""
     if instance.n % value or instance.n // value < 2:  # noqa: PLR2004 - a grid needs two cells
         raise HookloopError(
             f"a fine grid of {instance.n} cells cannot be made coarser by {value}: "
@@ -41,7 +48,7 @@ class Recipe:
 
     n: int = field(default=32, validator=ge(4))
     """Fine cells along each side."""
-    factor: int = field(default=4, validator=[ge(2), _divides])
+    factor: int = field(default=4, validator=[ge(2), divides])
     """Fine cells to a coarse one along each side."""
     slope: float = 3.0
     """Power of the random field falls as k^-slope (density over the plane of wave numbers)."""
@@ -70,7 +77,7 @@ def land(recipe: Recipe) -> Floats:
 
 def _landscape(recipe: Recipe, seed: int) -> Floats:
     noise = np.random.default_rng(seed).standard_normal((1, recipe.n, recipe.n))
-    (smooth,) = _colour(noise, power(recipe))
+    (smooth,) = colour(noise, power(recipe))
     return np.asarray(smooth)
 
 
@@ -90,7 +97,7 @@ def power(recipe: Recipe) -> Floats:
     return np.asarray(spectrum * (recipe.std**2 / spectrum.mean()))
 
 
-def _colour(noise: Floats, spectrum: Floats) -> Floats:
+def colour(noise: Floats, spectrum: Floats) -> Floats:
     """White noise ``[…, lat, lon]`` with the *spectrum* instead of a flat one."""
     return np.asarray(np.fft.ifft2(np.sqrt(spectrum) * np.fft.fft2(noise)).real)
 
@@ -109,7 +116,7 @@ def expected(recipe: Recipe, hours: Floats) -> Floats:
 def generate(recipe: Recipe, n_times: int, seed: int | list[int]) -> Floats:
     """Hourly fine fields from midnight on, K: ``[time, lat, lon]``."""
     noise = np.random.default_rng(seed).standard_normal((n_times, recipe.n, recipe.n))
-    return expected(recipe, hours_of(n_times)) + _colour(noise, power(recipe))
+    return expected(recipe, hours_of(n_times)) + colour(noise, power(recipe))
 
 
 def block_mean(fine: Floats, factor: int) -> Floats:

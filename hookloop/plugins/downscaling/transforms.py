@@ -190,12 +190,16 @@ class Transforms(nn.Module):
     """The transforms of those variables that have one; others stay as they are.
 
     :param least: by variable, the least value that is generated.
+    :param dry: by variable, what becomes the least value where less is generated.
     """
 
-    def __init__(self, transforms: Mapping[str, Transform], least: Mapping[str, float]) -> None:
+    def __init__(
+        self, transforms: Mapping[str, Transform], least: Mapping[str, float], dry: Mapping[str, float]
+    ) -> None:
         super().__init__()
         self.by_variable = nn.ModuleDict({_key(name): each for name, each in transforms.items()})
         self.least = dict(least)
+        self.dry = dict(dry)
 
     def forward(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """Transform physical ``[…, variable, lat, lon]``, whose variables are *names*."""
@@ -206,7 +210,13 @@ class Transforms(nn.Module):
         return self._each(z, names, self._back)
 
     def _back(self, name: str, transform: Transform, z: Tensor) -> Tensor:
-        x = transform.inverse(z)
+        x = self.not_below(name, transform.inverse(z))
+        if name not in self.dry:
+            return x
+        return torch.where((x < self.dry[name]) & ~x.isinf(), self.least[name], x)
+
+    def not_below(self, name: str, x: Tensor) -> Tensor:
+        """Raise physical values to what is the least of that variable."""
         if name not in self.least:
             return x
         return torch.where(x.isinf(), x, x.clamp(min=self.least[name]))  # the infinite is to be found
@@ -243,6 +253,7 @@ def make_transforms(options: Mapping[str, TransformConfig], knots: Mapping[str, 
     return Transforms(
         {name: _make(name, option, knots) for name, option in options.items()},
         {name: option.minimum for name, option in options.items() if option.minimum is not None},
+        {name: option.dry_below for name, option in options.items() if option.dry_below is not None},
     )
 
 

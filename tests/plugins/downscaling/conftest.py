@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from hookloop.plugins.downscaling.fields import Fields, Part
-from hookloop.plugins.downscaling.grids import Axis, Grid
+from hookloop.data.fields import Fields, Part
+from hookloop.data.grids import Axis, Grid
 from hookloop.plugins.downscaling.pairs import Pair
 
 FACTOR = 4

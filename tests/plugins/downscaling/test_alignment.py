@@ -11,11 +11,11 @@ from hypotheses import many
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hookloop.data.fields import Fields
+from hookloop.data.grids import Axis, latitude_axis, longitude_axis
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.alignment import by_cells, by_index
 from hookloop.plugins.downscaling.data_options import SplitConfig
-from hookloop.plugins.downscaling.fields import Fields
-from hookloop.plugins.downscaling.grids import Axis, latitude_axis, longitude_axis
 
 NOW = np.array(["2019-03-22"], "datetime64[ns]")
 

@@ -428,7 +428,7 @@ def test_patches_for_which_there_is_no_memory_are_refused(
     files: Files, call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the words of a run that streams them; in memory none are shuffled, and nothing is refused."""
-    monkeypatch.setattr("hookloop.plugins.downscaling.reading.memory_of_machine", lambda: 2**16)
+    monkeypatch.setattr("hookloop.data.reading.memory_of_machine", lambda: 2**16)
     patch = {"coarse": [2, 3], "per_sample": 8, "shuffle": 24}
     streamed = files.config(train={"cache": "none", "workers": 0}, validation={"cache": "ram"}, patch=patch)
     run = run_of(streamed)
@@ -438,7 +438,7 @@ def test_patches_for_which_there_is_no_memory_are_refused(
     answer = call(streamed, "--no-statistics")
 
     assert (answer.code, answer.err) == (2, f"{refused.value}\n")
-    assert "192 patches are shuffled among one another" in answer.err
+    assert "192 samples are read together" in answer.err
     assert call(streamed, "--no-statistics", "--set", "downscaling.train.cache=ram").code == 0
 
 

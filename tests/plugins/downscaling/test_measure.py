@@ -12,10 +12,10 @@ import torch.nn.functional as F  # noqa: N812
 from attrs import define, evolve, field
 from torch import Tensor
 
+from hookloop.data.normalize import Moments, Scale
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import TransformConfig
 from hookloop.plugins.downscaling.measure import Source, measure
-from hookloop.plugins.downscaling.normalize import Moments, Scale
 from hookloop.plugins.downscaling.options import ModelConfig
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def test_large_fields_are_measured_in_pieces(monkeypatch: pytest.MonkeyPatch, me
         add(own, values)
 
     monkeypatch.setattr(Moments, "add", noted)
-    monkeypatch.setattr("hookloop.plugins.downscaling.stores._BLOCK", 7 * fields.fine[0, 0].nbytes)
+    monkeypatch.setattr("hookloop.data.places._BLOCK", 7 * fields.fine[0, 0].nbytes)
     found = measure(fields.source(), CONFIG, options, None)
     assert max(sizes) == 7 * fields.fine[0, 0].nbytes
     for one, other in ((found.inputs, expected.inputs), (found.targets, expected.targets)):

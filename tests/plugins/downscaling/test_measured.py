@@ -16,13 +16,13 @@ import torch
 import zarr
 from attrs import evolve, field, frozen
 
+from hookloop.data.normalize import Scale
+from hookloop.data.readers import Inline
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import SplitConfig, TransformConfig
 from hookloop.plugins.downscaling.measured import checked, measured
-from hookloop.plugins.downscaling.normalize import Scale
 from hookloop.plugins.downscaling.options import ModelConfig
 from hookloop.plugins.downscaling.pairs import Pair, open_pair
-from hookloop.plugins.downscaling.readers import Inline
 from hookloop.plugins.downscaling.sample import write
 from hookloop.plugins.downscaling.stores import Streamed, held, open_store, times_at_once
 from hookloop.plugins.downscaling.synthetic import Recipe
@@ -115,7 +115,7 @@ def test_wherever_the_split_lives_it_has_the_same_bits(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
     """Held in memory, it is not read again; streamed, it is; as many times at once as its shapes allow."""
-    monkeypatch.setattr("hookloop.plugins.downscaling.stores._BLOCK", together * 4 * (4 * 4 + 16 * 16))
+    monkeypatch.setattr("hookloop.data.places._BLOCK", together * 4 * (4 * 4 + 16 * 16))
     monkeypatch.setenv("HOOKLOOP_CACHE", "")
     assert times_at_once(asked.pair) == together
     expected = numbers(evolve(asked, transforms=QUANTILE).answer()[0])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from hookloop.data.fields import Fields, whole
+from hookloop.data.options import RepeatConfig, SourceConfig
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling.data_options import RepeatConfig, SourceConfig, SplitConfig
-from hookloop.plugins.downscaling.fields import Fields, whole
+from hookloop.plugins.downscaling.data_options import SplitConfig
 from hookloop.plugins.downscaling.pairs import Pair, gap_between, open_pair, overlap
 
 ERA5_UK = Path(os.environ.get("ERA5_UK", Path(__file__).parents[4] / "shared" / "data" / "era5_uk"))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hookloop.data.grids import Grid
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import RegionConfig
-from hookloop.plugins.downscaling.grids import Grid
 from hookloop.plugins.downscaling.patches import (
     PatchConfig,
     Plan,

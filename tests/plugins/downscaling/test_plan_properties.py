@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hookloop.data.grids import Grid
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import RegionConfig
-from hookloop.plugins.downscaling.grids import Grid
 from hookloop.plugins.downscaling.patches import PatchConfig, Plan, cells, plan, position_weights, tiles
 
 

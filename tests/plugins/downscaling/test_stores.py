@@ -1,28 +1,24 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
 import torch
 import zarr
-from attrs import evolve
 
+from hookloop.data.places import AT_ONCE
+from hookloop.data.readers import Inline
 from hookloop.errors import HookloopError
-from hookloop.plugins.downscaling import reading
-from hookloop.plugins.downscaling.data_options import PatchConfig, SplitConfig
+from hookloop.plugins.downscaling.data_options import PatchConfig
 from hookloop.plugins.downscaling.dataset import PairedData
-from hookloop.plugins.downscaling.readers import Inline
 from hookloop.plugins.downscaling.stores import (
-    AT_ONCE,
     HALO,
     Streamed,
     blocks,
     held,
     open_store,
-    places,
 )
 
 if TYPE_CHECKING:
@@ -170,7 +166,7 @@ def test_blocks_of_large_fields_have_fewer_times(
     a_time = 4 * 2 * (2 * 2 * 2 + 8 * 8)
     whole = held(pair, CPU)
     for size, expected in ((4 * a_time - 1, [3, 3, 3, 1]), (a_time // 2, [1] * 10)):
-        monkeypatch.setattr("hookloop.plugins.downscaling.stores._BLOCK", size)
+        monkeypatch.setattr("hookloop.data.places._BLOCK", size)
         assert [len(fine) for _, fine in blocks(pair)] == expected
         again = held(pair, CPU)
         assert torch.equal(again.coarse, whole.coarse)
@@ -186,26 +182,6 @@ def test_gaps_of_a_whole_split_are_counted(pair_on_disk: Callable[..., Pair]) ->
         held(pair, CPU)
 
 
-def test_auto_holds_what_is_small(
-    pair_on_disk: Callable[..., Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Splits are held in memory as long as all that are take less than a quarter of it; others are streamed."""
-    pair = pair_on_disk()
-    assert pair.nbytes == 10 * 2 * 4 * (6 * 8 + 24 * 32)
-    auto = SplitConfig(coarse=["-"], fine=["-"])
-    splits = {"train": auto, "validation": auto, "files": evolve(auto, cache="none"), "more": auto}
-    pairs = dict.fromkeys(splits, pair)
-
-    def chosen(memory: int) -> list[str]:
-        monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.__getitem__)
-        return list(places(splits, pairs, CPU).values())
-
-    assert chosen(4 * pair.nbytes) == ["none", "none", "none", "none"]
-    assert chosen(4 * pair.nbytes + 1) == ["ram", "none", "none", "none"]
-    assert chosen(8 * pair.nbytes + 1) == ["ram", "ram", "none", "none"]
-    assert chosen(12 * pair.nbytes + 1) == ["ram", "ram", "none", "ram"]
-    (tmp_path / "memory.max").write_text(f"{8 * pair.nbytes + 1}\n")
-    monkeypatch.setattr(reading, "_LIMIT", tmp_path / "memory.max")
-    assert chosen(12 * pair.nbytes + 1) == ["ram", "ram", "none", "none"]
-    (tmp_path / "memory.max").write_text("max\n")
-    assert chosen(12 * pair.nbytes + 1) == ["ram", "ram", "none", "ram"]
+def test_a_pair_takes_what_its_fields_take(pair_on_disk: Callable[..., Pair]) -> None:
+    """Four bytes a value, coarse and fine."""
+    assert pair_on_disk().nbytes == 10 * 2 * 4 * (6 * 8 + 24 * 32)

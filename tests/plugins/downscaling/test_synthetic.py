@@ -1,30 +1,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
-import xarray as xr
-import yaml
-from click.testing import CliRunner
 from scipy.stats import norm
 
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling import synthetic
-from hookloop.plugins.downscaling.commands import init_downscaling
-from hookloop.plugins.downscaling.data_options import SplitConfig, StaticConfig
-from hookloop.plugins.downscaling.pairs import open_pair
-from hookloop.plugins.downscaling.sample import write
-from hookloop.plugins.downscaling.statics import load_statics
-from hookloop.plugins.downscaling.stores import held
 from hookloop.plugins.downscaling.synthetic import Recipe
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def dense(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
@@ -120,80 +105,3 @@ def test_factor_must_divide(n: int, factor: int) -> None:
     """A grid that the factor does not divide into two cells or more is refused."""
     with pytest.raises(HookloopError, match=f"fine grid of {n} cells cannot be made coarser by {factor}"):
         Recipe(n=n, factor=factor)
-
-
-def test_files_are_a_pair_that_opens(tmp_path: Path) -> None:
-    """What is written opens as training and validation pairs on one grid, with statics on it."""
-    write(tmp_path / "data", Recipe(n=16, factor=4), 30, 5, seed=1)
-    config = yaml.safe_load((tmp_path / "data" / "cfg.yaml").read_text())["downscaling"]
-    train, validation = (
-        open_pair(SplitConfig(**config[split]), ["t2m"], ["t2m"]) for split in ("train", "validation")
-    )
-    assert (len(train.times), train.fine.shape) == (30, (16, 16))
-    assert (len(validation.times), validation.coarse.shape) == (5, (4, 4))
-    assert train.units == {"t2m": "K"}
-    assert not np.isin(validation.times, train.times).any()
-    np.testing.assert_array_equal(train.fine_grid.latitude, 46.25 + np.arange(16) / 2)
-    fields = held(validation, torch.device("cpu"))
-    blocks = synthetic.block_mean(fields.fine.double().numpy(), 4)
-    np.testing.assert_allclose(fields.coarse.numpy(), blocks, rtol=1e-7)
-    statics = load_statics([StaticConfig(**static) for static in config["statics"]], train.fine_grid)
-    assert statics.shape == (2, 16, 16)
-
-
-def test_exact_answer_is_written_beside(tmp_path: Path) -> None:
-    """exact.nc holds the answer whose scores on the validation data are in exact.json."""
-    write(tmp_path, Recipe(n=16, factor=4), 2, 6, seed=1)
-    scores = json.loads((tmp_path / "exact.json").read_text())
-    exact = xr.load_dataset(tmp_path / "exact.nc", engine="h5netcdf")
-    truth = xr.load_dataset(tmp_path / "validation_fine.nc", engine="h5netcdf")
-    error = exact.t2m_mean - truth.t2m
-    assert float(np.sqrt((error.astype(float) ** 2).mean())) == pytest.approx(scores["rmse"], rel=1e-4)
-    spread = float(np.sqrt((exact.t2m_std.astype(float) ** 2).mean()))
-    assert spread / scores["rmse"] == pytest.approx(scores["spread_skill"], rel=1e-4)
-
-
-def test_same_seed_same_arrays(tmp_path: Path) -> None:
-    """Arrays are equal for equal seeds and differ for others, and training is not validation."""
-    fields = {}
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write(tmp_path / name, Recipe(n=8, factor=2), 3, 3, seed=seed)
-        for split, suffix in (("train", "zarr"), ("validation", "nc")):
-            engine = "zarr" if suffix == "zarr" else "h5netcdf"
-            data = xr.load_dataset(tmp_path / name / f"{split}_fine.{suffix}", engine=engine)
-            fields[name, split] = data.t2m.to_numpy().tobytes()
-    assert fields["a", "train"] == fields["b", "train"]
-    assert fields["a", "validation"] == fields["b", "validation"]
-    assert fields["a", "train"] != fields["c", "train"]
-    assert fields["a", "train"] != fields["a", "validation"]
-
-
-def test_command_writes_and_says_how_to_go_on(tmp_path: Path) -> None:
-    """The command fills a new directory, quotes what it prints, and its YAML survives odd names."""
-    target = tmp_path / "it's new"
-    arguments = [str(target), "--size", "8", "--factor", "2", "--times", "3", "--validation-times", "2"]
-    result = CliRunner().invoke(init_downscaling, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    check, run = result.output.splitlines()[-2:]
-    assert check.strip().startswith("hookloop config check")
-    assert run.strip().startswith("hookloop run")
-    config = yaml.safe_load((target / "cfg.yaml").read_text())
-    assert config["plugins"] == ["downscaling", "ema"]
-    assert config["run"]["dir"] == f"{target}/run"
-    assert "8 x 8 fine, 4 x 4 coarse" in (target / "cfg.yaml").read_text()
-
-
-def test_directory_in_use(tmp_path: Path) -> None:
-    """A directory with something in it is left alone."""
-    (tmp_path / "mine").write_text("precious")
-    with pytest.raises(HookloopError, match="expected a new or empty directory"):
-        write(tmp_path, Recipe(n=8, factor=2), 1, 1, seed=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_directory_that_is_a_file(tmp_path: Path) -> None:
-    """A file in the way is named."""
-    path = tmp_path / "file"
-    path.write_text("precious")
-    with pytest.raises(HookloopError, match="file: cannot be made"):
-        write(path, Recipe(n=8, factor=2), 1, 1, seed=0)

@@ -261,6 +261,23 @@ def test_nothing_is_generated_below_the_minimum(name: Literal["log1p", "sqrt", "
     torch.testing.assert_close(bounded.inverse(bounded(data, ["pr"]), ["pr"]), data.clamp(min=0.25))
 
 
+def test_what_is_nearly_dry_is_dry() -> None:
+    """Below the threshold values become the minimum, from it on they stay; the infinite is to be found."""
+    rain = torch.tensor([0.0, 0.009, 0.0101, 3.0]).view(1, 1, 4)
+    bounded = make_transforms({"pr": TransformConfig("log1p", minimum=0.0, dry_below=0.01)}, {})
+    back = bounded.inverse(bounded(rain, ["pr"]), ["pr"])
+    assert back.flatten().tolist() == pytest.approx([0.0, 0.0, 0.0101, 3.0])
+    infinite = torch.tensor([-math.inf, math.inf]).view(1, 1, 2)
+    assert torch.equal(bounded.inverse(infinite, ["pr"]).isinf(), torch.ones(1, 1, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("minimum", [None, 0.5])
+def test_a_threshold_needs_a_minimum_below_it(minimum: float | None) -> None:
+    """Else it does not say what dry is, or changes nothing."""
+    with pytest.raises(ValueError, match="dry_below: expected more than minimum"):
+        TransformConfig("log1p", minimum=minimum, dry_below=0.5)
+
+
 def test_a_minimum_hides_nothing() -> None:
     """What is generated infinite, or as no number, is not made a fair value."""
     bounded = make_transforms({"pr": TransformConfig("log1p", minimum=0.0)}, {})
