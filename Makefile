@@ -12,8 +12,9 @@ demo: .venv/installed
 	$(BIN)/hookloop run $(DEMO)/cfg.yaml
 	$(BIN)/hookloop compare $(DEMO)/run --exact $(DEMO)/exact.json
 
+# A thread for each process: they share the cores.
 test: .venv/developing
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 check: .venv/developing
 	$(BIN)/ruff check

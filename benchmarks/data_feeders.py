@@ -169,10 +169,11 @@ def hookloop(job: Job) -> Iterator[Batch]:
     """A training split with ``cache`` and ``workers`` as asked for."""
     import torch
 
+    from hookloop.data.places import places
     from hookloop.plugins.downscaling.data_options import PatchConfig, SplitConfig
     from hookloop.plugins.downscaling.dataset import PairedData
     from hookloop.plugins.downscaling.pairs import open_pair
-    from hookloop.plugins.downscaling.stores import open_store, places
+    from hookloop.plugins.downscaling.stores import open_store
 
     split = SplitConfig(
         coarse=[str(job.file("coarse"))],

@@ -5,7 +5,7 @@ set -euo pipefail
 dir=${1:?a directory to work in}
 here=$(dirname "$0")
 tests=$here/../tests
-python -m pytest -q "$tests/plugins/downscaling/"test_{dataset,stores,readers,fields,model}.py "$tests/test_optimization.py"
+python -m pytest -q "$tests/plugins/downscaling/"test_{dataset,stores,model}.py "$tests/data/"test_{readers,fields,copies}.py "$tests/test_optimization.py"
 python -m hookloop init downscaling "$dir/data" --size 64 --times 512
 run() {
     python -m hookloop run --set run.max_epochs=20 --set run.validate_every='10 epochs' --set ema.decay=0.99 \
