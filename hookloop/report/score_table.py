@@ -27,7 +27,11 @@ def scores_of(contents: Contents) -> Html:
     told = [result for result in results if result.key.result in names and not is_repeated(result, results)]
     others = [result for result in contents.results if result.key.lead or result.key.result not in names]
     sure = any(result.interval for result in told)
-    note = " Intervals hold 95 % of the scores of resampled days (block bootstrap)." if sure else ""
+    note = (
+        " Intervals are of 95 %, by block bootstrap over days."
+        if sure
+        else " There are no intervals: they take cases of five days or more. So no difference is called sure."
+    )
     parts = [
         paragraph(f"Of the last inference, {_when(contents)}.{note}", "soft"),
         _score_table("The main scores, by variable.", names, told, contents.units),
@@ -125,13 +129,18 @@ def _cells(result: Result) -> dict[str, Html]:
 
 
 def _gain(result: Result) -> Html:
-    """How much better or worse than the baseline, where smaller is better."""
+    """How much better or worse than the baseline, where smaller is better; coloured only where that is sure.
+
+    An interval of the score alone does not tell: the baseline varies with the same days.
+    """
     if not result.baseline or meaning_of(result.key.result).good != "smaller":
         return text("")
     gain = 100 * (1 - result.value / result.baseline)
     if not math.isfinite(gain):
         return text("")
     words = f"{abs(gain):.0f} % {'better' if gain >= 0 else 'worse'}"
-    if result.interval and result.interval[0] <= result.baseline <= result.interval[1]:
+    if result.relative is None:
+        return text(words)
+    if result.relative[0] <= 1 <= result.relative[1]:
         return text(f"{words}, within the interval")
     return Html(f'<span class="{"good" if gain >= 0 else "bad"}">{text(words)}</span>')

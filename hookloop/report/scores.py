@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 _BASELINES = {"crps": "mae_baseline"}
 """What a result is compared with, where that is not called ``<result>_baseline``."""
-_MAIN = ("error", "crps_relative", "crps", "rmse", "bias", "spread_skill")
+_MAIN = (
+    *("error", "crps_relative", "crps", "rmse", "bias", "spread_skill"),
+    *("energy_score", "tail_error", "lsd_radial", "small_scale_energy"),
+)
 """Results that are shown first, whether or not there are intervals of them."""
 
 
@@ -36,6 +39,8 @@ class Result:
     value: float
     interval: tuple[float, float] | None
     baseline: float | None
+    relative: tuple[float, float] | None
+    """The interval of its ratio to the baseline on the same cases, where there is one: what a verdict needs."""
 
 
 def keys_in(metrics: Mapping[str, float]) -> dict[Key, float]:
@@ -57,11 +62,23 @@ def inferred(metrics: Mapping[str, float]) -> list[Result]:
     found = keys_in(metrics)
     results = []
     for key, value in found.items():
-        low, high = (found.get(_like(key, f"{key.result}_{end}")) for end in ("low", "high"))
         if not _is_part(key, found):
-            interval = None if low is None or high is None else (low, high)
-            results.append(Result(key, value, interval, _baseline(key, found)))
+            ratio = "crps_relative" if key.result in {"crps", "crps_relative"} else f"{key.result}_relative"
+            results.append(
+                Result(
+                    key,
+                    value,
+                    _interval(key, found),
+                    _baseline(key, found),
+                    _interval(_like(key, ratio), found),
+                )
+            )
     return results
+
+
+def _interval(key: Key, found: Mapping[Key, float]) -> tuple[float, float] | None:
+    low, high = (found.get(_like(key, f"{key.result}_{end}")) for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)
 
 
 def _like(key: Key, result: str) -> Key:

@@ -116,21 +116,42 @@ def test_a_mean_over_one_variable_is_not_said_twice(run: WrittenRun) -> None:
     assert "all variables" in page_of(run).words
 
 
-def test_a_baseline_within_the_interval_is_not_beaten(run: WrittenRun) -> None:
-    """What may be chance is not called better in green."""
+@pytest.mark.parametrize(
+    ("high", "words", "colours"), [(0.98, "5 % better", 2), (1.02, "5 % better, within the interval", 0)]
+)
+def test_a_baseline_is_beaten_where_the_ratio_to_it_says_so(
+    run: WrittenRun, high: float, words: str, colours: int
+) -> None:
+    """The CRPS and its ratio to the baseline say one thing; without the ratio's interval nothing is coloured."""
     run.metrics(
         {
             "step": 1,
             "epoch": 1,
-            "inference/rmse/x": 0.95,
-            "inference/rmse_low/x": 0.8,
-            "inference/rmse_high/x": 1.1,
+            "inference/crps/x": 1.9,
+            "inference/crps_low/x": 1.0,
+            "inference/crps_high/x": 3.0,
+            "inference/mae_baseline/x": 2.0,
+            "inference/crps_relative/x": 0.95,
+            "inference/crps_relative_low/x": 0.9,
+            "inference/crps_relative_high/x": high,
+            "inference/rmse/x": 0.5,
+            "inference/rmse_low/x": 0.4,
+            "inference/rmse_high/x": 0.6,
             "inference/rmse_baseline/x": 1.0,
         }
     )
     page = page_of(run)
-    assert "5 % better, within the interval" in page.words
-    assert [css for css in page.of("span") if css.get("class") == "good"] == []
+    assert page.words.count(words) == 2
+    assert "50 % better" in page.words
+    assert len([css for css in page.of("span") if css.get("class") == "good"]) == colours
+
+
+def test_where_there_are_no_intervals_the_page_says_why(run: WrittenRun) -> None:
+    """And the scores that matter are among the main ones all the same."""
+    run.metrics({"step": 1, "epoch": 1, "inference/crps/x": 1.0, "inference/tail_error/x": 0.5})
+    page = page_of(run)
+    assert "There are no intervals: they take cases of five days or more." in page.words
+    assert "All other scores" not in page.words
 
 
 def test_an_older_run_without_intervals_has_no_empty_columns(run: WrittenRun) -> None:

@@ -56,13 +56,15 @@ def test_a_score_is_joined_with_its_interval_and_its_baseline() -> None:
         "inference/rmse/t2m": 0.5,
         "inference/rmse_baseline/t2m": 0.8,
         "inference/crps_relative/t2m": 0.5,
+        "inference/crps_relative_low/t2m": 0.4,
+        "inference/crps_relative_high/t2m": 0.6,
         "inference/rmse/pr": 3.0,
     }
     assert inferred(metrics) == [
-        Result(Key("", "", "crps", "t2m"), 0.2, (0.1, 0.3), 0.4),
-        Result(Key("", "", "rmse", "t2m"), 0.5, None, 0.8),
-        Result(Key("", "", "crps_relative", "t2m"), 0.5, None, 1.0),
-        Result(Key("", "", "rmse", "pr"), 3.0, None, None),
+        Result(Key("", "", "crps", "t2m"), 0.2, (0.1, 0.3), 0.4, (0.4, 0.6)),
+        Result(Key("", "", "rmse", "t2m"), 0.5, None, 0.8, None),
+        Result(Key("", "", "crps_relative", "t2m"), 0.5, (0.4, 0.6), 1.0, (0.4, 0.6)),
+        Result(Key("", "", "rmse", "pr"), 3.0, None, None, None),
     ]
 
 
