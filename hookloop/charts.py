@@ -187,12 +187,18 @@ def maps_figure(
         image = draw(ax, name, field, y, x)
         image.set_cmap("RdBu_r" if signed else "viridis")
         image.set_clim(low, high)
-        colour_bar(figure, image, [ax], in_print(units), extend="both")
+        colour_bar(figure, image, [ax], in_print(units), extend=_beyond(field, low, high))
         finish(ax, aspect, coasts, gridded=gridded)
     for ax in axes[len(maps.fields) :]:
         ax.set_axis_off()
     figure.suptitle(plain(_titled(maps, title)), fontsize=13)
     return figure
+
+
+def _beyond(field: Numbers, low: float, high: float) -> str:
+    """At which ends of a colour bar there is more."""
+    below, above = bool((field < low).any()), bool((field > high).any())
+    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
 
 
 def _around_zero(field: Numbers) -> tuple[float, float]:

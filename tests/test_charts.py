@@ -11,7 +11,7 @@ import torch
 from attrs import evolve
 from matplotlib.colors import to_hex
 
-from hookloop.charts import chart_figure, maps_figure, with_units
+from hookloop.charts import _beyond, chart_figure, maps_figure, with_units
 from hookloop.scores.score import Chart, Maps
 
 if TYPE_CHECKING:
@@ -196,3 +196,12 @@ def test_a_hostile_name_is_no_formula(tmp_path: Path) -> None:
     chart_figure(chart, evil, evil).savefig(tmp_path / "chart.png")
     named = Maps(name="m", title=evil, fields={evil: torch.ones(2, 2)})
     maps_figure(named, [0.0, 1.0], [0.0, 1.0], evil, evil, gridded=True).savefig(tmp_path / "maps.png")
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [((0.0, 1.0), "neither"), ((-1.0, 1.0), "min"), ((0.0, 3.0), "max"), ((-1.0, 3.0), "both")],
+)
+def test_a_colour_bar_points_where_there_is_more(values: tuple[float, ...], ends: str) -> None:
+    """Not below zero where nothing is."""
+    assert _beyond(np.array(values), 0.0, 2.0) == ends
