@@ -7,11 +7,26 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import evolve
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hookloop.coasts import on_this_machine
-from hookloop.figures import axes_of, coasts_around, colour_bar, draw, finish, in_print, limits, plain
+from hookloop.figures import (
+    FIELDS,
+    RAIN,
+    axes_of,
+    beyond,
+    coasts_around,
+    colour_bar,
+    draw,
+    finish,
+    in_print,
+    limits,
+    plain,
+    scale_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +51,10 @@ _FEW = 12
 """Points of a line that are marked one by one."""
 _FLAT = 0.5
 """Maps flatter than this are drawn one above another."""
+_APART = "CRPS"
+"""Maps whose titles say so have a scale of their own."""
+_TALL = 10.0
+"""Of the truth's density over that of its next bin: values such as rain, nearly all of which are close to zero."""
 _NOTE = 90
 """Characters of a line below a chart."""
 
@@ -48,6 +67,7 @@ def chart_figure(chart: Chart, title: str, units: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), dpi=150)
     figure.set_layout_engine("constrained")
     ax = figure.subplots()
+    chart = _of_what_matters(chart)
     x = np.asarray(chart.x, dtype=float)
     lines = {label: np.asarray(y, dtype=float) for label, y in chart.lines.items()}
     log_x = chart.xscale == "log" and bool((x[np.isfinite(x)] > 0).any())
@@ -58,7 +78,10 @@ def chart_figure(chart: Chart, title: str, units: str) -> Figure:
         ax.set_xscale("log")
     if log_y:
         ax.set_yscale("log")
-    (_bars if chart.style == "bar" else _lines)(ax, seen)
+    if chart.style == "bar":
+        _bars(ax, seen)
+    else:
+        _lines(ax, seen, marked=chart.diagonal)
     _ideal(ax, chart, seen)
     _lettering(ax, chart, units, log_x=log_x, log_y=log_y)
     if not seen:
@@ -70,6 +93,37 @@ def chart_figure(chart: Chart, title: str, units: str) -> Figure:
         note = "\n".join(fill(plain(note), _NOTE) for note in chart.notes)
         figure.supxlabel(note, x=0.02, ha="left", fontsize=8, color="0.3")
     return figure
+
+
+def _of_what_matters(chart: Chart) -> Chart:
+    """A histogram as far as the truth reaches and as much again; what lies farther is said below.
+
+    That of rain, whose first bin begins at zero and towers over the next, is drawn over a logarithmic axis, on which
+    its first bin is one point: so its share is said below.
+    """
+    truth = np.asarray(chart.lines.get("truth", ()), dtype=float)
+    x = np.asarray(chart.x, dtype=float)
+    if chart.name != "histogram" or not (truth > 0).any() or x.size < 2:  # noqa: PLR2004 - a bin has no width alone
+        return chart
+    width, there = x[1] - x[0], x[truth > 0]
+    margin = max(there[-1] - there[0], width)
+    kept = (x >= there[0] - margin) & (x <= there[-1] + margin)
+    notes = list(chart.notes)
+    for label, line in chart.lines.items():
+        beyond_it = x[~kept & (np.asarray(line, dtype=float) > 0)]
+        if beyond_it.size:
+            ends = sorted({f"{beyond_it[0]:.3g}", f"{beyond_it[-1]:.3g}"}, key=float)
+            notes.append(f"not drawn: {label} of {' to '.join(ends)}")
+    if abs(x[0] - width / 2) < width / 4 and truth[0] > _TALL * truth[1]:
+        shares = [f"{label} {100 * line[0] * width:.3g} %" for label, line in chart.lines.items()]
+        notes.append(f"less than {width:.3g}: {', '.join(shares)}")
+        chart = evolve(chart, xscale="log")
+    return evolve(
+        chart,
+        x=x[kept].tolist(),
+        lines={label: np.asarray(line)[kept].tolist() for label, line in chart.lines.items()},
+        notes=notes,
+    )
 
 
 def _titled(picture: Chart | Maps, title: str) -> str:
@@ -105,11 +159,12 @@ def _styles(labels: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
     return {**own, **_KNOWN}
 
 
-def _lines(ax: Axes, seen: Mapping[str, tuple[Numbers, Numbers]]) -> None:
+def _lines(ax: Axes, seen: Mapping[str, tuple[Numbers, Numbers]], *, marked: bool) -> None:
     styles = _styles(list(seen))
     for label, (x, y) in seen.items():
-        marker = "o" if x.size <= _FEW else ""
-        ax.plot(x, y, label=plain(label), marker=marker, markersize=4, **styles[label])
+        few = x.size <= _FEW
+        marker = "o" if few or marked else ""
+        ax.plot(x, y, label=plain(label), marker=marker, markersize=4 if few else 3, **styles[label])
         alone = np.isnan(np.pad(y, 1, constant_values=np.nan))
         alone = alone[:-2] & alone[2:] & ~np.isnan(y)
         ax.scatter(x[alone], y[alone], s=12, color=styles[label]["color"], zorder=styles[label]["zorder"])
@@ -171,7 +226,8 @@ def maps_figure(
 ) -> Figure:
     """Draw the fields beside one another, or flat ones one above another, north up, with their colours.
 
-    Signed fields are drawn around zero, each with limits of its own; the others share theirs to be compared.
+    Signed fields are drawn around zero, each with limits of its own, and CRPS, which is no standard deviation, from
+    zero. The others share theirs to be compared, and where the first has exact zeros, all are drawn as rain is.
 
     :param gridded: whether *latitude* and *longitude* are degrees; if not, rows and columns are numbered.
     """
@@ -179,26 +235,23 @@ def maps_figure(
     figure, axes = _panels(len(maps.fields), tallness)
     coasts = coasts_around(y, x, shapes) if gridded else []
     fields = {name: tensor.numpy(force=True) for name, tensor in maps.fields.items()}
-    unsigned = [field for name, field in fields.items() if name not in maps.signed]
-    shared = limits(unsigned) if unsigned else (0.0, 1.0)
+    alike = [field for name, field in fields.items() if name not in maps.signed and _APART not in name]
+    shared = scale_of(alike[0], alike) if alike else None
     for ax, (name, field) in zip(axes, fields.items(), strict=False):
-        signed = name in maps.signed
-        low, high = _around_zero(field) if signed else shared
         image = draw(ax, name, field, y, x)
-        image.set_cmap("RdBu_r" if signed else "viridis")
-        image.set_clim(low, high)
-        colour_bar(figure, image, [ax], in_print(units), extend=_beyond(field, low, high))
+        if name in maps.signed:
+            image.set_cmap("RdBu_r")
+            image.set_clim(*_around_zero(field))
+        else:
+            scale = Normalize(*limits([field])) if shared is None or _APART in name else shared
+            image.set_cmap(RAIN if isinstance(scale, LogNorm) else FIELDS)
+            image.set_norm(scale)
+        colour_bar(figure, image, [ax], in_print(units), extend=beyond(field, image))
         finish(ax, aspect, coasts, gridded=gridded)
     for ax in axes[len(maps.fields) :]:
         ax.set_axis_off()
     figure.suptitle(plain(_titled(maps, title)), fontsize=13)
     return figure
-
-
-def _beyond(field: Numbers, low: float, high: float) -> str:
-    """At which ends of a colour bar there is more."""
-    below, above = bool((field < low).any()), bool((field > high).any())
-    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
 
 
 def _around_zero(field: Numbers) -> tuple[float, float]:

@@ -37,10 +37,12 @@ _SHAPE = 0.6
 """Height of a figure over its width, which suits a page and a slide."""
 _DRY = 0.05
 """Share of exact zeros from which a field that is nowhere negative is drawn as rain is."""
+_CLOSE = 0.2
+"""To zero: the least over the largest value of fields that are nowhere negative."""
 _DECADES = 100.0
 """Of rain: largest over smallest value that has a colour."""
-_FIELDS = colormaps["viridis"].with_extremes(bad="#eeeeee")
-_RAIN = _FIELDS.with_extremes(bad="#eeeeee", under="#eeeeee")
+FIELDS = colormaps["viridis"].with_extremes(bad="#eeeeee")
+RAIN = FIELDS.with_extremes(bad="#eeeeee", under="#eeeeee")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -73,7 +75,7 @@ def ensemble_figure(case: Case, shapes: Shapes = on_this_machine) -> Figure:
     error = mean - case.truth
     given = {} if case.given is None else {case.given_as: case.given}
     shown = case.members[: _PANELS - 2 - len(given)]
-    scale = _scale(case.truth, [case.truth, mean, *shown])
+    scale = scale_of(case.truth, [case.truth, mean, *shown])
     worst = limits([np.abs(error), spread])[1]
     units = in_print(case.units)
 
@@ -85,11 +87,12 @@ def ensemble_figure(case: Case, shapes: Shapes = on_this_machine) -> Figure:
     left, missed, spreading = [*axes[:3], *axes[4:7]], axes[3], axes[7]
     for ax, (name, field) in zip(left, fields.items(), strict=False):
         image = draw(ax, name, field, latitude, longitude)
-        image.set_cmap(_RAIN if isinstance(scale, LogNorm) else _FIELDS)
+        image.set_cmap(RAIN if isinstance(scale, LogNorm) else FIELDS)
         image.set_norm(scale)
     for ax in left[len(fields) :]:
         ax.set_axis_off()
-    colour_bar(figure, image, left, units, extend="both")
+    given_and_drawn = np.concatenate([field.ravel() for field in fields.values()])
+    colour_bar(figure, image, left, units, extend=beyond(given_and_drawn, image))
     for ax, name, field, low, colours in (
         (missed, "error of the mean", error, -worst, "RdBu_r"),
         (spreading, "spread", spread, 0.0, "magma"),
@@ -98,7 +101,7 @@ def ensemble_figure(case: Case, shapes: Shapes = on_this_machine) -> Figure:
         image = draw(ax, f"{name},{gap}{size}", field, latitude, longitude)
         image.set_cmap(colours)
         image.set_clim(low, worst)
-        colour_bar(figure, image, [ax], units, extend="both" if low else "max")
+        colour_bar(figure, image, [ax], units, extend=beyond(field, image))
     coasts = coasts_around(latitude, longitude, shapes) if case.gridded else []
     for ax in [*left[: len(fields)], missed, spreading]:
         finish(ax, aspect, coasts, gridded=case.gridded)
@@ -188,7 +191,8 @@ def colour_bar(
     if isinstance(image.norm, LogNorm):
         bar.locator = LogLocator(subs=(1.0, 2.0, 5.0))
         bar.formatter = StrMethodFormatter("{x:g}")
-        bar.ax.xaxis.set_minor_formatter(NullFormatter())
+        for axis in (bar.ax.xaxis, bar.ax.yaxis):
+            axis.set_minor_formatter(NullFormatter())
         unit = f"{unit}  grey: less than {image.norm.vmin:g}".strip()
     else:
         bar.locator = MaxNLocator(6)
@@ -213,12 +217,22 @@ def coarser(edges: Field, cells: int) -> Field:
 
 
 def limits(fields: list[Field]) -> tuple[float, float]:
-    """Give a colour scale that a few extreme pixels don't wash out."""
-    low, high = np.percentile(np.concatenate([field.ravel() for field in fields]), [0.5, 99.5])
+    """Give a colour scale that a few extreme pixels don't wash out, from zero where the least are close to it."""
+    values = np.concatenate([field.ravel() for field in fields])
+    low, high = np.percentile(values, [0.5, 99.5])
+    if values.min() >= 0 and low < _CLOSE * high:
+        low = 0.0
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
-def _scale(truth: Field, fields: list[Field]) -> Normalize:
+def beyond(field: Field, image: ScalarMappable) -> str:
+    """At which ends of the colour bar of *image* there is more."""
+    low, high = np.array(image.get_clim(), dtype=float)
+    below, above = bool((field < low).any()), bool((field > high).any())
+    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
+
+
+def scale_of(truth: Field, fields: list[Field]) -> Normalize:
     """One scale for all *fields*: logarithmic, and apart from what is dry, where the truth is like rain."""
     low, high = limits(fields)
     if truth.min() < 0 or (truth == 0).mean() < _DRY:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from attrs import evolve
-from matplotlib.colors import to_hex
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize, to_hex
 
-from hookloop.charts import _beyond, chart_figure, maps_figure, with_units
+from hookloop.charts import chart_figure, maps_figure, with_units
+from hookloop.figures import beyond, limits
 from hookloop.scores.score import Chart, Maps
 
 if TYPE_CHECKING:
@@ -204,4 +206,66 @@ def test_a_hostile_name_is_no_formula(tmp_path: Path) -> None:
 )
 def test_a_colour_bar_points_where_there_is_more(values: tuple[float, ...], ends: str) -> None:
     """Not below zero where nothing is."""
-    assert _beyond(np.array(values), 0.0, 2.0) == ends
+    assert beyond(np.array(values), ScalarMappable(Normalize(0.0, 2.0))) == ends
+
+
+def test_what_is_nowhere_negative_begins_at_zero_if_it_comes_close() -> None:
+    """Nothing lies below then; temperatures in kelvin do not."""
+    assert limits([np.linspace(0.01, 2.0, 1001)])[0] == 0.0
+    assert limits([np.linspace(-0.01, 2.0, 1001)])[0] < 0.01
+    assert limits([np.linspace(270.0, 300.0, 1001)])[0] > 270.0
+
+
+def scales_of(fields: dict[str, torch.Tensor]) -> dict[str, Any]:
+    picture = Maps(name="map", title="Maps", fields=fields)
+    figure = maps_figure(picture, list(range(10)), list(range(10)), "pr", "mm h-1", shapes=lambda _: [])
+    return {ax.get_title(): ax.images[0].norm for ax in figure.axes if ax.get_title()}
+
+
+def test_crps_has_a_scale_of_its_own() -> None:
+    """In that of the RMSE, which is much larger where it rains, it would be dark all over."""
+    field = torch.linspace(0.0, 3.0, 100, dtype=torch.float64).reshape(10, 10) + 1e-3
+    scales = scales_of({"RMSE": field, "spread": field / 2, "fair CRPS": field / 10})
+    assert (scales["RMSE"].vmin, scales["RMSE"].vmax) == (scales["spread"].vmin, scales["spread"].vmax)
+    assert scales["fair CRPS"].vmax == pytest.approx(0.3, rel=0.02)
+
+
+def test_means_of_rain_are_drawn_as_rain_where_some_places_stayed_dry() -> None:
+    """Elsewhere they span too little for a logarithm."""
+    wet = torch.linspace(0.1, 2.0, 100, dtype=torch.float64).reshape(10, 10)
+    dry = torch.cat([torch.zeros(2, 10), wet[2:]]).double()
+    assert {type(scale) for scale in scales_of({"truth": dry, "members": wet}).values()} == {LogNorm}
+    assert {type(scale) for scale in scales_of({"truth": wet, "members": wet}).values()} == {Normalize}
+
+
+def test_quantiles_are_marked_one_by_one() -> None:
+    """A hundred of them lie so unevenly that a line hides where they are."""
+    x = list(np.geomspace(0.1, 10, 100))
+    figure = chart_figure(evolve(SPECTRUM, x=x, lines={"members": x}, diagonal=True), "pr", "mm h-1")
+    assert lines_of(figure)["members"].get_marker() == "o"
+    assert lines_of(figure)["ideal"].get_marker() == "None"
+
+
+def distribution(truth: list[float], members: list[float], first: float = 1.0) -> Chart:
+    """Densities in bins of width 2."""
+    x = [first + 2.0 * k for k in range(len(truth))]
+    lines = {"truth": truth, "members": members}
+    return evolve(SPECTRUM, name="histogram", x=x, lines=lines, xscale="linear", yscale="log")
+
+
+def test_one_extreme_value_does_not_stretch_a_histogram() -> None:
+    """The axis ends as far beyond the truth as that is wide; what lies farther is said: x = 7 at most here."""
+    truth, members = [0.2, 0.2, 0.1] + [0.0] * 97, [0.2, 0.2, 0.05] + [0.0] * 96 + [0.05]
+    figure = chart_figure(distribution(truth, members, first=-1.0), "t2m", "K")
+    assert max(lines_of(figure)["members"].get_xdata()) <= 7.0
+    assert figure.axes[0].get_xscale() == "linear"
+    assert "not drawn: members of 197" in figure.get_supxlabel()
+
+
+def test_a_histogram_of_rain_has_a_logarithmic_axis_and_says_how_dry_it_is() -> None:
+    """The share of the first bin is its density times its width: 0.45 · 2 and 0.475 · 2."""
+    figure = chart_figure(distribution([0.45, 0.04, 0.01], [0.475, 0.02, 0.005]), "pr", "mm")
+    assert figure.axes[0].get_xscale() == "log"
+    assert "less than 2: truth 90 %, members 95 %" in figure.get_supxlabel()
+    wind = distribution([0.1, 0.3, 0.1], [0.1, 0.3, 0.1])
+    assert chart_figure(wind, "ws", "m s-1").axes[0].get_xscale() == "linear"

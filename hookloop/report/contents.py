@@ -81,6 +81,25 @@ class Contents:
         """The step of the last inference by set."""
         return {result.key.set: step for step, results in self.inferences.items() for result in results}
 
+    def option(self, *names: str) -> object:
+        """An option of the configuration, by the names that lead to it; ``None`` where there is none."""
+        found: object = self.config
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+    @property
+    def best(self) -> dict[str, str]:
+        """By which metric each best checkpoint is to be chosen."""
+        best = self.option("checkpoint", "best")
+        return {str(stem): str(key) for stem, key in best.items()} if isinstance(best, dict) else {}
+
+    @property
+    def chosen_by(self) -> list[str]:
+        """Keys of metrics and names of results by which checkpoints are to be chosen."""
+        error = self.option("generation", "error")
+        return [*([error] if isinstance(error, str) else []), *self.best.values()]
+
     def when(self, step: int | None) -> str:
         """Say when *step* was."""
         if step is None:

@@ -30,6 +30,8 @@ _LARGEST = 1e100
 """Of what is drawn: axes cannot hold the largest floats."""
 _FEW = 30
 """Points of a line that are marked one by one."""
+_FEWEST = 2
+"""So few points are no line."""
 
 
 @frozen
@@ -118,7 +120,7 @@ def svg(panel: Panel, palette: Palette) -> bytes:
 
 def _draw(ax: Axes, panel: Panel, palette: Palette) -> None:
     drawn = [line for line in panel.lines if np.isfinite(_drawable(line.y)).any()]
-    if _spans_decades(drawn):
+    if panel.ideal != 0 and _spans_decades(drawn):
         ax.set_yscale("log")
     own = [line for line in drawn if not line.reference]
     for n, line in enumerate(own):
@@ -131,7 +133,9 @@ def _draw(ax: Axes, panel: Panel, palette: Palette) -> None:
                 _drawable(line.y),
                 color=palette.ink,
                 alpha=0.65,
-                linestyle="--",
+                linestyle="none" if len(line.x) <= _FEWEST else "--",
+                marker="_" if len(line.x) <= _FEWEST else "",
+                markersize=14,
                 linewidth=1.6,
                 label=label,
             )
@@ -144,7 +148,7 @@ def _draw(ax: Axes, panel: Panel, palette: Palette) -> None:
     ax.grid(visible=True, color=palette.grid, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(which="both", colors=palette.ink, labelsize=9)
-    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=panel.xlabel == "epoch"))
     for side, spine in ax.spines.items():
         spine.set_visible(side in {"left", "bottom"})
         spine.set_color(palette.ink)
@@ -165,7 +169,7 @@ def _line(ax: Axes, line: Line, colour: str, dashes: Any) -> None:
     label = plain(line.label)
     if line.low:
         low, high = _drawable(line.low), _drawable(line.high)
-        if len(x) == 1:
+        if len(x) <= _FEWEST:
             ends = np.abs(np.stack([y - low, high - y]))
             ax.errorbar(x, y, ends, color=colour, capsize=4, linestyle="none")
         else:
@@ -175,8 +179,16 @@ def _line(ax: Axes, line: Line, colour: str, dashes: Any) -> None:
         ax.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
     marker = "o" if len(x) <= _FEW else ""
     width = 1.0 if line.noisy else 1.8 if marker else 1.3
+    alone = len(x) <= _FEWEST
     (drawn,) = ax.plot(
-        x, y, color=colour, linestyle=dashes, linewidth=width, marker=marker, markersize=3.5, label=label
+        x,
+        y,
+        color=colour,
+        linestyle="none" if alone else dashes,
+        linewidth=width,
+        marker=marker,
+        markersize=6.0 if alone else 3.5,
+        label=label,
     )
     if line.noisy:
         drawn.set(alpha=0.45, zorder=1.8)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from attrs import evolve, frozen
 
 from hookloop.figures import in_print
+from hookloop.report.own_scores import Said, said
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -250,7 +251,7 @@ _KNOWN: Sequence[tuple[str, Meaning]] = [
 
 
 def meaning_of(result: str) -> Meaning:
-    """What *result* means; of a score that is not known here, its name alone."""
+    """What *result* means; of a score that is not known here, what its class says, or its name alone."""
     for pattern, meaning in _KNOWN:
         if found := re.fullmatch(pattern, result):
             return evolve(
@@ -258,7 +259,8 @@ def meaning_of(result: str) -> Meaning:
                 title=meaning.title.format(*found.groups()),
                 sentence=meaning.sentence.format(*found.groups()),
             )
-    return Meaning(result.replace("_", " "), "", "")
+    own = said().get(result, Said("", smaller_is_better=False))
+    return Meaning(result.replace("_", " "), own.sentence, "smaller" if own.smaller_is_better else "")
 
 
 def units_of(result: str, units: str) -> str:

@@ -28,6 +28,8 @@ _PHASES = {"train": "training", "validation": "validation", "inference": "infere
 _MINUTE, _HOUR = 60, 3600
 _LONGEST = 1e10
 """Seconds of an epoch."""
+_LONGEST_VALUE = 240
+"""Characters of what a warning says."""
 
 
 def write(directory: Path) -> Path:
@@ -103,7 +105,7 @@ def _odd(contents: Contents) -> Html:
 
 def _facts(contents: Contents) -> Html:
     state, css, why = _state(contents)
-    most = _option(contents, "run", "max_epochs")
+    most = contents.option("run", "max_epochs")
     facts = [("State", Html(f'<span class="{css}">{text(state)}</span>'), why)]
     facts.append(
         (
@@ -141,13 +143,6 @@ def _clock(timestamp: str) -> str:
         return f"{datetime.fromisoformat(timestamp):%Y-%m-%d %H:%M} UTC"
     except ValueError:
         return timestamp
-
-
-def _option(contents: Contents, *names: str) -> object:
-    found: object = contents.config
-    for name in names:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
 
 
 def _training(contents: Contents) -> Html:
@@ -197,14 +192,14 @@ def _best(contents: Contents) -> Html:
         for key, points in contents.series.items()
         if key.startswith("best/")
     }
-    if not bests:
+    if not bests and not contents.best:
         return paragraph("None was chosen yet: see checkpoint.best in the configuration.")
     rows = []
     for stem, points in bests.items():
-        metric = _option(contents, "checkpoint", "best", stem)
+        metric = contents.best.get(stem)
         best = points[-1][1]
         # The later of equals is kept; while nothing is better, ``best/<stem>`` is logged all the same.
-        reached = [step for step, value in contents.series.get(str(metric), ()) if value == best]
+        reached = [step for step, value in contents.series.get(metric or "", ()) if value == best]
         since = [step for step, value in points if value == best]
         step = max(reached, default=min(since, default=None))
         path = contents.directory / "checkpoints" / f"{stem}.ckpt"
@@ -218,6 +213,11 @@ def _best(contents: Contents) -> Html:
                 text(there),
             ]
         )
+    for stem, metric in contents.best.items():
+        if stem not in bests:
+            why = "not yet" if metric in contents.series else "never: that was not logged"
+            names = [Html(f"<code>{text(name)}</code>") for name in (f"{stem}.ckpt", metric)]
+            rows.append([*names, text(""), text(why), text("not there")])
     headers = ["Checkpoint", "Smallest", "Value", "Reached", "Size"]
     return table("The weights to use, by what they are best at.", headers, rows)
 
@@ -288,13 +288,18 @@ def _troubles(contents: Contents) -> Html:
             ),
             text(f"{trouble.times} ×"),
             text(_clock(trouble.last)),
-            text(_plain(trouble.details)),
+            text(", ".join(f"{key}: {_short(_plain(value, 7))}" for key, value in trouble.details.items())),
         ]
         for trouble in contents.troubles
     ]
     return table(
         "From log.jsonl, by kind, with the last of each.", ["What", "Level", "Times", "Last", "Details"], rows
     )
+
+
+def _short(words: str) -> str:
+    """The beginning of what is long."""
+    return words if len(words) <= _LONGEST_VALUE else f"{words[:_LONGEST_VALUE]}… (whole in log.jsonl)"
 
 
 def _config(contents: Contents) -> Html:

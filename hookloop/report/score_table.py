@@ -17,15 +17,22 @@ if TYPE_CHECKING:
     from hookloop.report.contents import Contents
     from hookloop.report.scores import Result
 
+_BASELINES = {"downscaling": "bicubic interpolation", "forecast": "persistence"}
+"""What is to be beaten, by the plugin that gives the task."""
+
 
 def scores_of(contents: Contents) -> Html:
     """The scores of the last inference: the main ones, those by lead time, and all others."""
     results = [result for result in contents.results if not result.key.lead]
     if not contents.results:
         return paragraph("There was no inference: the run did not get that far, or the task cannot generate.")
-    names = headline(results)
+    names = headline(results, contents.chosen_by)
     told = [result for result in results if result.key.result in names and not is_repeated(result, results)]
-    others = [result for result in contents.results if result.key.lead or result.key.result not in names]
+    others = [
+        result
+        for result in contents.results
+        if (result.key.lead or result.key.result not in names) and not is_repeated(result, contents.results)
+    ]
     sure = any(result.interval for result in told)
     note = (
         " Intervals are of 95 %, by block bootstrap over days."
@@ -33,7 +40,7 @@ def scores_of(contents: Contents) -> Html:
         else " There are no intervals: they take cases of five days or more. So no difference is called sure."
     )
     parts = [
-        paragraph(f"Of the last inference, {_when(contents)}.{note}", "soft"),
+        paragraph(f"Of the last inference, {_when(contents)}.{note}{_on_baseline(contents)}", "soft"),
         _score_table("The main scores, by variable.", names, told, contents.units),
     ]
     if curves := lead_curves(contents):
@@ -51,6 +58,14 @@ def scores_of(contents: Contents) -> Html:
             )
         )
     return joined(parts)
+
+
+def _on_baseline(contents: Contents) -> str:
+    """What the baseline is, where the plugin that gave the task tells."""
+    plugins = contents.option("plugins")
+    named = [name for plugin, name in _BASELINES.items() if isinstance(plugins, list) and plugin in plugins]
+    shown = any(result.baseline is not None for result in contents.results)
+    return f" The baseline is {named[0]}." if shown and len(named) == 1 else ""
 
 
 def _not_durations(contents: Contents) -> list[str]:
@@ -119,11 +134,9 @@ def _cells(result: Result) -> dict[str, Html]:
     return {
         "Set": text(result.key.set or "all"),
         "Lead time": text(result.key.lead or "all"),
-        "Score": Html(f"<b>{text(numeral(result.value, interval))}</b>"),
-        "95 % interval": text(
-            f"{numeral(interval[0], interval)} to {numeral(interval[1], interval)}" if interval else ""
-        ),
-        "Baseline": text("" if result.baseline is None else numeral(result.baseline, interval)),
+        "Score": Html(f"<b>{text(numeral(result.value))}</b>"),
+        "95 % interval": text(f"{numeral(interval[0])} to {numeral(interval[1])}" if interval else ""),
+        "Baseline": text("" if result.baseline is None else numeral(result.baseline)),
         "Against the baseline": _gain(result),
     }
 

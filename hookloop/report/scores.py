@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _BASELINES = {"crps": "mae_baseline"}
 """What a result is compared with, where that is not called ``<result>_baseline``."""
@@ -16,6 +16,10 @@ _MAIN = (
     *("energy_score", "tail_error", "lsd_radial", "small_scale_energy"),
 )
 """Results that are shown first, whether or not there are intervals of them."""
+_COUNT = 10
+"""Whole numbers from here are counts."""
+_LONG, _LONGEST = 1e4, 1e7
+"""Numbers between these have more than four digits before the point, and are written out all the same."""
 
 
 @frozen
@@ -99,12 +103,16 @@ def _baseline(key: Key, found: Mapping[Key, float]) -> float | None:
     return found.get(_like(key, _BASELINES.get(key.result, f"{key.result}_baseline")))
 
 
-def headline(results: Sequence[Result]) -> list[str]:
-    """Results to show first: the main ones, then others with intervals."""
+def headline(results: Sequence[Result], chosen: Iterable[str] = ()) -> list[str]:
+    """Results to show first: the main ones, then those that choose checkpoints and those with intervals.
+
+    :param chosen: keys of metrics, or names of results, by which checkpoints are chosen.
+    """
     there = dict.fromkeys(result.key.result for result in results)
-    sure = {result.key.result for result in results if result.interval}
+    wanted = {result.key.result for result in results if result.interval}
+    wanted |= {part for key in chosen for part in key.split("/")}
     return [name for name in _MAIN if name in there] + [
-        name for name in there if name in sure and name not in _MAIN
+        name for name in there if name in wanted and name not in _MAIN
     ]
 
 
@@ -117,18 +125,14 @@ def is_repeated(result: Result, results: Sequence[Result]) -> bool:
     return not key.variable and len(alike) == 2  # noqa: PLR2004 - it, and the one variable
 
 
-def numeral(value: float, interval: tuple[float, float] | None = None) -> str:
-    """A number as precisely as its interval allows, or to four digits."""
+def numeral(value: float) -> str:
+    """A number of four significant digits, zeros among them; a count as it is."""
     if value != value:  # noqa: PLR0124 - NaN
         return "NaN"
-    digits = 0
-    if interval is not None and 0 < interval[1] - interval[0] < float("inf"):
-        digits = _decimals(interval[1] - interval[0])
-    readable = 0 < digits < 7 and abs(value) < 1e6  # noqa: PLR2004
-    return (f"{value:.{digits}f}" if readable else f"{value:.4g}").replace("-", "−")
-
-
-def _decimals(width: float) -> int:
-    """Decimals that show two digits of *width*."""
-    exponent = int(f"{width:e}".partition("e")[2])
-    return max(1 - exponent, 0)
+    if _COUNT <= abs(value) < _LONGEST and value.is_integer():
+        written = f"{value:,.0f}"
+    elif _LONG <= abs(value) < _LONGEST:
+        written = f"{float(f'{value:.3e}'):,.0f}"
+    else:
+        written = f"{value:#.4g}".rstrip(".")
+    return written.replace("-", "−")

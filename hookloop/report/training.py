@@ -31,10 +31,12 @@ def training_curves(contents: Contents) -> list[Curve]:
     """Losses, the learning rate, the norm of the gradient and the speed, those that were logged."""
     losses = {words: contents.series[key] for key, words in _LOSSES.items() if key in contents.series}
     sets = {
-        f"validation, {key.split('/')[1]}": points
+        f"validation set {key.split('/')[1]}": points
         for key, points in contents.series.items()
         if key.startswith("val/") and key.endswith("/loss") and key.count("/") == 2  # noqa: PLR2004 - val/<set>/loss
     }
+    if sets:
+        losses = {"all validation sets" if w == "validation" else w: own for w, own in losses.items()}
     curves = [_curve(contents, "Loss", "Of the batches learnt, and after epochs.", {**losses, **sets})]
     rates = {
         words: contents.series[key]
@@ -76,7 +78,8 @@ def score_curves(contents: Contents) -> list[Curve]:
     """Each headline score of every inference, with its interval, a panel for each variable and set."""
     if len(contents.inferences) <= 1:
         return []
-    shown = headline([result for results in contents.inferences.values() for result in results])
+    every = [result for results in contents.inferences.values() for result in results]
+    shown = headline(every, contents.chosen_by)
     return [_score_curve(contents, name) for name in shown]
 
 
@@ -146,7 +149,7 @@ def lead_curves(contents: Contents) -> list[Curve]:
         return []
     ahead = [result for result in contents.results if result.key.lead in hours and result.key.variable]
     curves = []
-    for name in headline(contents.results):
+    for name in headline(contents.results, contents.chosen_by):
         points: dict[Key, list[tuple[float, Result]]] = {}
         for result in sorted(ahead, key=lambda result: hours[result.key.lead]):
             if result.key.result == name:

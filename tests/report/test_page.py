@@ -101,7 +101,7 @@ def test_scores_stand_beside_their_intervals_and_baselines(run: WrittenRun) -> N
     words = page_of(whole_run(run)).words
     assert "CRPS (fair)" in words
     assert "Smaller is better." in words
-    assert "0.20 0.15 to 0.25 0.40 50 % better" in words  # 1 - 0.2 / 0.4
+    assert "0.2000 0.1500 to 0.2500 0.4000 50 % better" in words  # 1 - 0.2 / 0.4
     assert "t2m" in words
     assert "pr" in words
     assert "after epoch 3, step 30" in words
@@ -233,8 +233,8 @@ def test_the_loss_by_noise_level_does_not_flood_the_curves(run: WrittenRun) -> N
     run.metrics(*({"step": step, "epoch": step, **losses} for step in (1, 2)))
     (alt,) = [str(image["alt"]) for image in page_of(run).of("img")]
     assert alt.count("lowest") == 2
-    assert "validation: from" in alt
-    assert "validation, alps: from" in alt
+    assert "all validation sets: from" in alt
+    assert "validation set alps: from" in alt
 
 
 def test_curves_are_there_for_light_and_for_dark_pages(run: WrittenRun) -> None:
@@ -285,7 +285,7 @@ def test_figures_are_embedded_with_captions(run: WrittenRun) -> None:
 def test_best_checkpoints_say_by_what_and_when(run: WrittenRun) -> None:
     """And whether the file is there."""
     whole_run(run)
-    assert "inference/error 0.6 after epoch 3, step 30 not there" in page_of(run).words
+    assert "inference/error 0.6000 after epoch 3, step 30 not there" in page_of(run).words
     (run.directory / "checkpoints").mkdir()
     (run.directory / "checkpoints" / "best_inference.ckpt").write_bytes(b"x" * 2**21)
     assert "2.0 MiB" in page_of(run).words
@@ -301,8 +301,107 @@ def test_of_equal_scores_the_last_one_is_the_checkpoint(run: WrittenRun) -> None
         )
     )
     words = page_of(run).words
-    assert "best.ckpt val/loss 0.25 after epoch 3, step 30" in words
-    assert "other.ckpt not in the configuration 0.25 after epoch 2, step 20" in words
+    assert "best.ckpt val/loss 0.2500 after epoch 3, step 30" in words
+    assert "other.ckpt not in the configuration 0.2500 after epoch 2, step 20" in words
+    assert "tail.ckpt inference/tail_error never: that was not logged not there" in words
+
+
+def test_a_checkpoint_that_was_never_chosen_is_said(run: WrittenRun) -> None:
+    """Also where none was chosen at all: its metric was not logged, or there is no best yet."""
+    run.write("config.yaml", "checkpoint: {best: {best: val/loss, tail: inference/tail_error}}\n")
+    run.metrics({"step": 1, "epoch": 1, "val/loss": 1.0})
+    words = page_of(run).words
+    assert "best.ckpt val/loss not yet not there" in words
+    assert "tail.ckpt inference/tail_error never: that was not logged not there" in words
+
+
+def test_a_long_value_of_a_warning_is_cut(run: WrittenRun) -> None:
+    """The log holds it whole."""
+    keys = [f"key{n:03d}" for n in range(100)]
+    run.log({"event": "metric.unmeasured", "level": "warning", "there": keys, "why": "because"})
+    words = page_of(run).words
+    assert "there: key000 key001" in words
+    assert "key050" not in words
+    assert "… (whole in log.jsonl), why: because" in words
+
+
+def test_scores_that_choose_checkpoints_are_main_ones(run: WrittenRun) -> None:
+    """Those of generation.error and checkpoint.best, whatever they are called; without intervals too."""
+    run.write(
+        "config.yaml", "generation: {error: own}\ncheckpoint: {best: {best_fss: inference/fss_1_5/pr}}\n"
+    )
+    names = ("fss_1_5", "own", "fss_1_9", "tail_error", "lsd_radial", "small_scale_energy")
+    run.metrics({"step": 1, "epoch": 1, **{f"inference/{name}/pr": 1.0 for name in names}})
+    page = page_of(run)
+    main, _, others = page.words.partition("All other scores (1)")
+    for title in ("above 1, 5 cells", "own", "Error of the tails", "(radial)", "Small-scale energy"):
+        assert title in main
+    assert "above 1, 9 cells" in others
+
+
+def test_a_mean_over_one_variable_is_not_among_the_others_either(run: WrittenRun) -> None:
+    """Nor with sets."""
+    scores = {"rank_reliability": 0.1, "rank_reliability/pr": 0.1, "crps/pr": 1.0, "error": 1.0}
+    run.metrics(
+        {
+            "step": 1,
+            "epoch": 1,
+            "inference/error": 1.0,
+            **{f"inference/{name}/{key}": value for name in ("a", "b") for key, value in scores.items()},
+        }
+    )
+    words = page_of(run).words
+    assert "All other scores (2)" in words
+    assert "all variables" not in words.partition("All other scores")[2].partition("Training")[0]
+
+
+@pytest.mark.parametrize(
+    ("plugins", "words"),
+    [
+        ("[downscaling, ema]", "The baseline is bicubic interpolation."),
+        ("[forecast]", "The baseline is persistence."),
+    ],
+)
+def test_the_baseline_has_a_name(run: WrittenRun, plugins: str, words: str) -> None:
+    """By the plugin that gives the task; where that is another, or there is no baseline, nothing is said."""
+    baseline = {"inference/crps/x": 1.0, "inference/mae_baseline/x": 2.0}
+    run.metrics({"step": 1, "epoch": 1, **baseline})
+    run.write("config.yaml", f"plugins: {plugins}\n")
+    assert words in page_of(run).words
+    run.write("config.yaml", "plugins: [my_own]\n")
+    assert "The baseline is" not in page_of(run).words
+    run.write("config.yaml", f"plugins: {plugins}\n")
+    run.metrics({"step": 1, "epoch": 1, "inference/crps/x": 1.0})
+    assert "The baseline is" not in page_of(run).words
+
+
+def test_two_inferences_are_points_at_whole_epochs(run: WrittenRun) -> None:
+    """Neither a line between two values nor half an epoch means anything; a bias is never on a logarithmic axis."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+
+    from hookloop.report.contents import read
+    from hookloop.report.curves import LIGHT, _draw
+    from hookloop.report.training import score_curves
+
+    scores = {"bias": 0.1, "bias_low": 0.05, "bias_high": 0.2, "crps": 1.0, "mae_baseline": 2.0}
+    timed = [{"step": 10 * n, "epoch": n, "epoch/total_seconds": 1.0} for n in (1, 2, 3)]
+    run.metrics(
+        *timed,
+        *(
+            {"step": 10 * n, "epoch": n, **{f"inference/{k}/x": v * 50**n for k, v in scores.items()}}
+            for n in (1, 3)
+        ),
+    )
+    scales = {}
+    for curve in score_curves(read(run.directory)):
+        ax = Figure().subplots()
+        _draw(ax, curve.panels[0], LIGHT)
+        own = [line for line in ax.lines if to_rgb(line.get_color()) == to_rgb(LIGHT.colours[0])]
+        assert {line.get_linestyle() for line in own} == {"None"}
+        assert all(tick == round(tick) for tick in ax.get_xticks())
+        scales[curve.title] = ax.get_yscale()
+    assert scales == {"CRPS (fair)": "log", "Bias": "linear"}
 
 
 def test_times_that_no_clock_can_tell_are_left_out_and_said(run: WrittenRun) -> None:

@@ -83,15 +83,18 @@ def test_main_scores_come_first_then_those_with_intervals() -> None:
     assert headline(inferred(metrics)) == ["crps", "rmse", "odd"]
 
 
-def test_numbers_are_as_precise_as_their_interval_allows() -> None:
-    """Two digits of its width; without one, four of the number; NaN stays NaN."""
-    assert numeral(0.123456, (0.11, 0.13)) == "0.123"
-    assert numeral(283.4567, (270.0, 300.0)) == "283.5"
-    assert numeral(-0.5, (-0.6, -0.3)) == "−0.50"
+def test_numbers_have_four_digits() -> None:
+    """Also those that end in zeros; counts are whole, what is large is no power of ten, and NaN stays NaN."""
     assert numeral(0.123456) == "0.1235"
-    assert numeral(1.5, (1.5, 1.5)) == "1.5"
-    assert numeral(float("nan"), (0.0, 1.0)) == "NaN"
-    assert numeral(1.0, (float("-inf"), float("inf"))) == "1"
+    assert numeral(0.272) == "0.2720"
+    assert numeral(283.4567) == "283.5"
+    assert numeral(-0.5) == "−0.5000"
+    assert numeral(1.0) == "1.000"
+    assert numeral(1234.4) == "1234"
+    assert numeral(53484.7) == "53,480"
+    assert numeral(12345.0) == "12,345"
+    assert numeral(float("nan")) == "NaN"
+    assert numeral(float("inf")) == "inf"
 
 
 def test_meanings_name_the_threshold_and_unknown_scores_themselves() -> None:
@@ -102,6 +105,12 @@ def test_meanings_name_the_threshold_and_unknown_scores_themselves() -> None:
     assert meaning_of("twcrps_above_{0}").title == "CRPS above {0}"
     assert meaning_of("my_own").title == "my own"
     assert meaning_of("my_own").sentence == ""
+
+
+def test_main_scores_are_followed_by_those_that_choose_checkpoints() -> None:
+    """By the key of a metric, with a set and a variable or without, or by the result's own name."""
+    results = inferred({f"inference/{name}/x": 1.0 for name in ("other", "fss_1_5", "own", "bias")})
+    assert headline(results, ["inference/wet/fss_1_5/x", "own"]) == ["bias", "fss_1_5", "own"]
 
 
 def test_scores_have_the_units_of_their_variable_or_none() -> None:
