@@ -118,6 +118,11 @@ class Paired:
     wraps: bool = False
     """Whether the eastern edge adjoins the western."""
 
+    def name_of(self, row: int) -> str:
+        """What to call a row among all: its label, and how far it is ahead."""
+        lead = f" + {self.lead_times[row]}" if self.lead_times else ""
+        return f"{self.labels[row]}{lead}"
+
 
 @runtime_checkable
 class Generative(Task, Protocol):

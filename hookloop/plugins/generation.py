@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +18,6 @@ from hookloop.words import suggestion
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from matplotlib.figure import Figure
     from torch import Tensor
 
     from hookloop.core import Run
@@ -263,6 +261,7 @@ class Generation:
         """Generate, score and draw the cases of *split*; ``None`` when stopped."""
         import torch
 
+        from hookloop.drawing import Drawing
         from hookloop.evaluation import evaluating
         from hookloop.figure_files import keep_units
         from hookloop.scoring import Scoring
@@ -276,7 +275,7 @@ class Generation:
         if last is None:
             raise HookloopError(f"generation: found no case in the split {split}, expected at least one")
         results = scoring.results()
-        drawing = _Drawing(run, prefix)
+        drawing = Drawing(run, prefix)
         for paired, row in rows:
             drawing.case(paired, row)
         drawing.pictures(results, last)
@@ -338,83 +337,9 @@ def _expect_finite(name: str, paired: Paired) -> None:
     for what, values in looked_at.items():
         if values is None or bool(values.isfinite().all()):
             continue
-        cases = [name_row(paired, row) for row, value in enumerate(values) if not value.isfinite().all()]
+        cases = [paired.name_of(row) for row, value in enumerate(values) if not value.isfinite().all()]
         share = 100 * float((~values.isfinite()).float().mean())
         found = f"generation: {name} of {', '.join(cases)}: {share:.2g}% of the {what} is not finite"
         if what == "generated field":
             raise Diverged(f"{found}, expected all; lower optimization.lr or set optimization.clip_norm")
         raise HookloopError(f"{found}, expected all; mend the validation data")
-
-
-def name_row(paired: Paired, row: int) -> str:
-    """What to call a row of *paired*: its label, and how far it is ahead."""
-    lead = f" + {paired.lead_times[row]}" if paired.lead_times else ""
-    return f"{paired.labels[row]}{lead}"
-
-
-@frozen
-class _Drawing:
-    """Draws into ``figures/``, and for whoever logs figures."""
-
-    run: Run
-    prefix: str
-    """Of what is drawn: the inference set and a slash, or nothing."""
-
-    def case(self, paired: Paired, row: int) -> None:
-        """Draw every variable of one row of *paired*."""
-        import numpy as np
-
-        from hookloop.figures import Case, ensemble_figure
-
-        for name, prediction in paired.prediction.items():
-            given = paired.coarse.get(name, paired.baseline.get(name))
-            figure = ensemble_figure(
-                Case(
-                    title=self._title(name, name_row(paired, row)),
-                    units=paired.units.get(name, ""),
-                    given_as="coarse input" if name in paired.coarse else "baseline",
-                    given=None if given is None else given[row].float().numpy(force=True),
-                    truth=paired.target[name][row].float().numpy(force=True),
-                    members=prediction[row].float().numpy(force=True),
-                    latitude=np.asarray(paired.latitude),
-                    longitude=np.asarray(paired.longitude),
-                    gridded=paired.gridded,
-                )
-            )
-            self._keep(figure, name, _slug(name_row(paired, row)))
-
-    def pictures(self, results: Results, paired: Paired) -> None:
-        """Draw what the scores have to show, on the grid of *paired*."""
-        from hookloop.charts import chart_figure, maps_figure
-        from hookloop.scores.score import Maps
-
-        for name, picture in results.pictures():
-            title, units = self._title(name), paired.units.get(name, "")
-            if isinstance(picture, Maps):
-                figure = maps_figure(
-                    picture,
-                    paired.latitude,
-                    paired.longitude,
-                    title=title,
-                    units=units,
-                    gridded=paired.gridded,
-                )
-            else:
-                figure = chart_figure(picture, title=title, units=units)
-            self._keep(figure, name, picture.name)
-
-    def _title(self, *parts: str) -> str:
-        at = self.run.progress
-        when = f"epoch {at.epoch + 1}" if at.step else "before training"
-        return ", ".join(part for part in (self.prefix.rstrip("/"), *parts, when) if part)
-
-    def _keep(self, figure: Figure, name: str, what: str) -> None:
-        from hookloop.figure_files import keep
-
-        stem = f"{_slug(self.prefix)}{_slug(name)}_{what}"
-        keep(self.run, figure, stem, f"inference/{self.prefix}figure/{name}/{what}")
-
-
-def _slug(text: str) -> str:
-    """Make *text* fit for the name of a file."""
-    return re.sub(r"[^\w.-]+", "_", text.strip())
