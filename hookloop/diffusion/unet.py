@@ -14,8 +14,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone uses
 from torch import Tensor, nn
 
+from hookloop.diffusion.kernels import passes_for
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Self
+
+    from hookloop.diffusion.kernels import Passes
 
 
 Padding = Literal["zeros", "replicate", "circular"]
@@ -31,7 +36,7 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels // 4 or 1, channels), channels)
 
 
-def _zeroed(module: nn.Module) -> nn.Module:
+def _zeroed(module: nn.Conv2d) -> nn.Conv2d:
     """Start a residual branch as nothing, so that every block starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -73,14 +78,11 @@ class Block(nn.Module):
         self.conv2 = _zeroed(_conv(outputs, outputs, padding))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map ``[batch, inputs, lat, lon]`` to ``[batch, outputs, lat, lon]``."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, 1)
-        h = F.silu(self.norm2(h) * (1 + scale) + shift)
-        h = self.conv2(self.dropout(h))
-        out: Tensor = (self.skip(x) + h) * math.sqrt(0.5)
-        return out
+    def forward(self, parts: Sequence[Tensor], embedding: Tensor, passes: Passes) -> Tensor:
+        """Map *parts*, together ``[batch, inputs, lat, lon]``, to ``[batch, outputs, lat, lon]``."""
+        h, x = passes.joined(self.norm1, parts)
+        h = passes.modulated(self.conv1, h, self.norm2, self.modulation(embedding))
+        return passes.merged(self.conv2, self.dropout(h), self.skip, x)
 
 
 class Attention(nn.Module):
@@ -113,13 +115,18 @@ class _Stage(nn.Module):
         self.block = Block(inputs, outputs, width, dropout, padding)
         self.attention = Attention(outputs, heads) if heads else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        out: Tensor = self.attention(self.block(x, embedding))
+    def forward(self, parts: Sequence[Tensor], embedding: Tensor, passes: Passes) -> Tensor:
+        out: Tensor = self.attention(self.block(parts, embedding, passes))
         return out
 
 
 class UNet(nn.Module):
     """The backbone F of the preconditioning: fields of any size, padded inside to what the levels need.
+
+    What it computes with follows its weights: their device, and their layout, of which
+    ``to(memory_format=torch.channels_last)`` is the other. On a GPU fused kernels do what lies between convolutions.
+    They take the weights of convolutions and norms in a block: its parts are not called there, so that forward hooks on
+    them, and what wraps a convolution (LoRA, weight normalisation by hooks), work on other devices only.
 
     :param outputs: channels of the noisy field and of the answer.
     :param condition: channels of the condition.
@@ -180,6 +187,13 @@ class UNet(nn.Module):
             if level:
                 self.grow.append(_conv(out, out, padding))
         self.head = nn.Sequential(_norm(last), nn.SiLU(), _zeroed(_conv(last, outputs, padding)))
+        self.passes = passes_for(self.stem.weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's
+        """Choose again who computes between the convolutions, whenever the weights may have moved."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.passes = passes_for(self.stem.weight)
+        return self
 
     def forward(self, noisy: Tensor, condition: Tensor, label: Tensor) -> Tensor:
         """Map *noisy* and *condition* ``[batch, ·, lat, lon]`` and *label* ``[batch]`` to *noisy*'s shape."""
@@ -192,22 +206,25 @@ class UNet(nn.Module):
         skips = [x]
         for level, stages in enumerate(self.down):
             for stage in stages:  # type: ignore[attr-defined]
-                x = stage(x, embedding)
+                x = stage((x,), embedding, self.passes)
                 skips.append(x)
             if level < self.levels - 1:
                 x = self.shrink[level](x)
                 skips.append(x)
-        x = self.middle(x, embedding)
+        x = self.middle((x,), embedding, self.passes)
         for level, stages in enumerate(self.up):
             for stage in stages:  # type: ignore[attr-defined]
-                x = stage(torch.cat([x, skips.pop()], 1), embedding)
+                x = stage((x, skips.pop()), embedding, self.passes)
             if level < self.levels - 1:
                 x = self.grow[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        out: Tensor = self.head(x)
+        norm, _, last = self.head
+        out: Tensor = last(self.passes.normalised(norm, x))  # type: ignore[arg-type]
         return out[..., :height, :width]
 
     def _extended(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """Add so many rows and columns at the ends: the last one again, or those that come first."""
+        if not rows and not columns:
+            return x
         if self.padding != "circular":
             return F.pad(x, (0, columns, 0, rows), mode="replicate")
         height, width = x.shape[-2:]
