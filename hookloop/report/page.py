@@ -13,6 +13,7 @@ from hookloop.report.contents import Contents, read
 from hookloop.report.html import Html, data_uri, details, joined, paragraph, section, table, text
 from hookloop.report.images import gallery
 from hookloop.report.pictures import picture_of
+from hookloop.report.profiled import profile_of
 from hookloop.report.score_table import scores_of
 from hookloop.report.scores import numeral
 from hookloop.report.training import score_curves, training_curves
@@ -61,6 +62,7 @@ def page_of(contents: Contents) -> Html:
         ("checkpoints", "Best checkpoints", _best(contents)),
         *_evaluations(contents),
         ("time", "Time spent", _time(contents)),
+        *profile_of(contents.directory),
         ("warnings", "Warnings and errors", _troubles(contents)),
         ("configuration", "Configuration", _config(contents)),
         ("environment", "Environment", _environment(contents)),
