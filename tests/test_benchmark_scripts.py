@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+import json
 import math
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -14,6 +18,7 @@ import torch
 import xarray as xr
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -121,3 +126,145 @@ def test_a_score_of_zero_is_printed_and_networks_are_told_apart(monkeypatch: pyt
     ours = script("era5_uk/ours.py", monkeypatch)
     assert ours.shown({"crps": 0.1, "bias": 0.0, "tail_error": None}) == "crps 0.1000, bias 0.0000"
     assert (ours.called(1), ours.called(8)) == ("1 network (of fme's size)", "8 networks (deep ensemble)")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """What imports a module of the benchmark's package ``gpu``, which is forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    finders = list(sys.meta_path)
+    yield lambda name: importlib.import_module(f"gpu.{name}")
+    sys.meta_path[:] = finders
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gpu"]:
+        del sys.modules[name]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.long
+def test_every_part_of_the_gpu_benchmark_works(tmp_path: Path) -> None:
+    """Small sizes on the CPU: all is right, every row of the table is there, and a line says what it must."""
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--small", "--device", "cpu"]
+    out = tmp_path / "lines.jsonl"
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "correctness holds" in done.stderr
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert not [line for line in lines if "error" in line]
+    measured = {line["what"]: line for line in lines if "value" in line}
+    rows = (
+        "ceiling: bf16 product",
+        "correct: tensors that differ in a resumed run",
+        "training step, batch 2",
+        "training step, batch 2: everything that is not the network",
+        "forward, batch 1",
+        "generation, 4 fields, 5 evaluations of heun",
+        "generation, 4 fields, 3 evaluations of dpmpp_2m",
+        "GroupNorm + SiLU, 2×16×32², bf16, contiguous",
+        "EMA update",
+        "training step, 32², batch 2",
+        "stall for a checkpoint",
+        "from the start to the first training step",
+        "precision: curves of bf16 and fp32 apart, last half",
+        "profile: training step, 16², batch 2",
+        "setting deterministic: bare training step, batch 2",
+    )
+    assert not set(rows) - measured.keys()
+    for line in measured.values():
+        assert {
+            "unit",
+            "target",
+            "bound",
+            "peer",
+            "machine",
+            "versions",
+            "revision",
+            "sources",
+        } <= line.keys()
+    step = measured["training step, batch 2"]
+    assert step["quartiles"][0] <= step["value"] <= step["quartiles"][1]
+    assert 0 < step["bound"] < step["value"]
+    assert step["samples_per_second"] == pytest.approx(2e3 / step["value"], rel=1e-3)
+    assert measured["forward, batch 2"]["bound"] == pytest.approx(
+        2 * measured["forward, batch 1"]["bound"], rel=1e-3
+    )
+
+
+def test_what_is_wrong_is_told_and_a_missed_target_is_not_wrong(gpu: Callable[[str], ModuleType]) -> None:
+    """Not a number is wrong whatever the limit; a part that breaks lets the next one go on; memory may be short."""
+    book = gpu("records").Book(torch.device("cpu"), io.StringIO())
+    book.add("slow", 70.0, "ms", target=62.0)
+    book.add("quick", 61.0, "ms", target=62.0)
+    with book.attempt("large"):
+        raise torch.OutOfMemoryError
+    assert book.failed == []
+    assert "MISSED" in book.table().splitlines()[1]
+    assert "reached" in book.table().splitlines()[2]
+    book.check("close", 0.1, 0.1)
+    book.check("far", 0.11, 0.1)
+    book.check("undefined", math.nan, 0.1)
+    with book.attempt("broken"):
+        raise ValueError("no")
+    assert [name.partition(":")[0] for name in book.failed] == ["far", "undefined", "broken"]
+    assert book.table().endswith("3 things are wrong")
+
+
+def test_contestants_take_turns(gpu: Callable[[str], ModuleType]) -> None:
+    """A block of the loop's steps, then a block of each other; the first round is no result."""
+    calls: list[str] = []
+    clock = gpu("clock").Clock(torch.device("cpu"))
+    blocks = gpu("training").Blocks(["one", "sample"], 2, 3, clock, {"peer": lambda: calls.append("peer")})
+    for _ in blocks.batches(0):
+        calls.append("ours")  # noqa: PERF401 - others append meanwhile
+    assert calls == ["ours", "ours", "peer", "peer"] * 4
+    assert {name: len(times.seconds) for name, times in blocks.times.items()} == {"hookloop": 3, "peer": 3}
+    assert blocks.n_samples == 16
+
+
+def test_only_what_is_missing_is_stood_in_for(gpu: Callable[[str], ModuleType]) -> None:
+    """A package that is there stays what it is; of another every name is a class that does nothing."""
+    gpu("stand_ins").stand_in(("json", "not_installed_anywhere"))
+    absent = importlib.import_module("not_installed_anywhere.deeper")
+    assert absent.Anything(1, two=2)(3) is None
+    assert importlib.import_module("json") is json
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("nor_is_this")
+    for name in [name for name in sys.modules if name.startswith("not_installed")]:
+        del sys.modules[name]
+
+
+def test_what_is_allocated_is_not_filled_to_be_deterministic(
+    gpu: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That would be timed too, and repeats nothing."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        gpu("settings").be_deterministic()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32", "convolutions and products"),
+        ("void at::native::RowwiseMomentsCUDAKernel<float, float>", "norms"),
+        ("differentiate", "norms"),
+        ("merge", "elementwise"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy", "copies, casts and layouts"),
+        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer and averages"),
+        ("void at::native::vectorized_elementwise_kernel<4, silu_kernel>", "elementwise"),
+        ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16>", "copies, casts and layouts"),
+        ("void cudnn::ops::nhwcToNchwKernel<__half>", "copies, casts and layouts"),
+        ("cudnn::engines_precompiled::convertTensor_kernel<float>", "copies, casts and layouts"),
+        ("triton_poi_fused_convolution_silu_3", "elementwise"),
+        ("triton_red_fused_convolution_native_group_norm_1", "norms"),
+        ("triton_per_fused_convolution_backward_sum_2", "reductions"),
+        ("unheard of", "other"),
+    ],
+)
+def test_kernels_are_told_apart_by_name(gpu: Callable[[str], ModuleType], kernel: str, kind: str) -> None:
+    """As cuDNN, torch and our own are called."""
+    assert gpu("kernels_of_a_step").kind_of(kernel) == kind

@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/gpu.py``; as a package it is found before that script."""
