@@ -102,7 +102,8 @@ class Schedule:
 
     def factor_at(self, position: int, length: int, top: float) -> float:
         """Give what to multiply the highest rate *top* by, at *position* of *length*."""
-        return warm_up(position, self.warmup) * self.shape(position, length, top)
+        shape = self.shape(position, length, top)
+        return warm_up(position, self.warmup) * shape if self.warmup else shape
 
     def shape(self, position: int, length: int, top: float) -> float:  # noqa: ARG002 - others look at them
         """Give the same without the warm-up."""

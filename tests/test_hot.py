@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hookloop import hookimpl
 from hookloop.core import train
 from hookloop.hot import freeze
+from hookloop.manager import register
 from hookloop.testing import TinyData, TinyTask, calling, fake_run
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def test_a_frozen_hook_that_tells_calls_as_pluggy_does(chosen: list[Implementati
     hook.tell(**ARGUMENTS)
     expected = calls.copy()
     calls.clear()
-    freeze(hook.tell)(**ARGUMENTS)
+    freeze(hook.tell)(*ARGUMENTS.values())
     assert calls == expected
 
 
@@ -111,7 +112,7 @@ def test_a_frozen_hook_that_asks_answers_as_pluggy_does(chosen: list[Implementat
     answer = hook.ask(**ARGUMENTS)
     expected = calls.copy()
     calls.clear()
-    assert freeze(hook.ask)(**ARGUMENTS) == answer
+    assert freeze(hook.ask)(*ARGUMENTS.values()) == answer
     assert calls == expected
 
 
@@ -124,29 +125,74 @@ def test_wrappers_are_called_as_pluggy_does(chosen: list[Implementation]) -> Non
         answer = caller(**ARGUMENTS)
         expected = calls.copy()
         calls.clear()
-        frozen_answer = freeze(caller)(**ARGUMENTS)
+        frozen_answer = freeze(caller)(*ARGUMENTS.values())
         assert calls == expected
         assert frozen_answer in (answer, None if caller is hook.tell else answer)
 
 
-def test_with_a_wrapper_pluggy_itself_is_used() -> None:
-    """Nothing of a wrapper's semantics is imitated."""
-    plain = Implementation(("batch",), None, 1)
-    hook, _ = registered([plain, Implementation((), None, None, wraps=True)])
-    assert freeze(hook.tell) is hook.tell
-    assert freeze(registered([plain])[0].tell) is not hook.tell
+def test_pluggy_itself_is_asked_where_there_is_a_wrapper() -> None:
+    """Nothing of a wrapper's semantics is imitated: pluggy counts that call, and not the one without a wrapper."""
+
+    class Wrapping:
+        @hookimpl(wrapper=True)
+        def train_step(self) -> Generator[None, object, object]:
+            return (yield)
+
+        @hookimpl
+        def before_batch(self) -> None:
+            pass
+
+    asked: list[str] = []
+    manager = register({"wrapping": Wrapping()})
+    manager.add_hookcall_monitoring(lambda name, *_: asked.append(name), lambda *_: None)
+    freeze(manager.hook.before_batch)(None, None)
+    freeze(manager.hook.train_step)(None, None)
+    assert asked == ["train_step"]
 
 
 def test_a_wrapper_of_the_old_kind_counts_too() -> None:
-    """``hookwrapper=True`` is a wrapper as well."""
+    """``hookwrapper=True`` is a wrapper as well: it lies around what it wraps."""
+    calls: list[str] = []
 
     class Old:
         @hookimpl(hookwrapper=True)
         def after_batch(self) -> Generator[None, object, None]:
+            calls.append("in")
             yield
+            calls.append("out")
 
-    caller = calling(Old()).after_batch
-    assert freeze(caller) is caller
+    class Plain:
+        @hookimpl
+        def after_batch(self) -> None:
+            calls.append("plain")
+
+    freeze(calling(Plain(), Old()).after_batch)(None, None, {})
+    assert calls == ["in", "plain", "out"]
+
+
+def test_arguments_are_those_of_the_specification_in_its_order() -> None:
+    """The three hooks of a batch pass on what the loop gives them, whatever order a plugin names it in."""
+    found: list[object] = []
+
+    class Naming:
+        @hookimpl
+        def before_batch(self, batch: object, run: object) -> None:
+            found.append((run, batch))
+
+        @hookimpl
+        def train_step(self, batch: object) -> object:
+            found.append(batch)
+            return "answer"
+
+        @hookimpl
+        def after_batch(self, losses: object, run: object) -> None:
+            found.append((run, losses))
+
+    hook = calling(Naming())
+    freeze(hook.before_batch)("r", "b")
+    assert freeze(hook.train_step)("r", "b") == "answer"
+    freeze(hook.after_batch)("r", "b", "l")
+    assert found == [("r", "b"), "b", ("r", "l")]
 
 
 def test_an_error_is_raised_and_nobody_is_called_after_it() -> None:
@@ -164,7 +210,7 @@ def test_an_error_is_raised_and_nobody_is_called_after_it() -> None:
             calls.append("after")
 
     with pytest.raises(ZeroDivisionError):
-        freeze(calling(Failing(), After()).after_batch)(run=None, batch=None, losses={})
+        freeze(calling(Failing(), After()).after_batch)(None, None, {})
     assert not calls
 
 
