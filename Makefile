@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= demo
 
-.PHONY: demo test check docs format benchmark faults clean
+.PHONY: demo test test-long kernels check docs format benchmark faults clean
 
 demo: .venv/installed
 	test -e $(DEMO)/cfg.yaml || $(BIN)/hookloop init downscaling $(DEMO)
@@ -14,7 +14,16 @@ demo: .venv/installed
 
 # A thread for each process: they share the cores.
 test: .venv/developing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+# The kernels for GPUs, interpreted where there is none.
+kernels: .venv/developing
+	$(PIP) -e '.[dev,kernels]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/diffusion/test_fused.py
+
+# Whole jobs of several processes, disturbed in more ways than `make test` has time for.
+test-long: .venv/developing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 check: .venv/developing
 	$(BIN)/ruff check
@@ -30,8 +39,14 @@ format: .venv/developing
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-benchmark: .venv/developing
-	$(BIN)/python benchmarks/overhead.py
+# What the loop costs, beside other training loops, which need an environment of their own.
+benchmark: .venv-peers/installed
+	OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/overhead.py
+
+.venv-peers/installed: benchmarks/requirements-peers.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements-peers.txt -e .
+	touch $@
 
 faults: .venv/developing
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults $(FAULTS)
@@ -50,4 +65,4 @@ faults: .venv/developing
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers

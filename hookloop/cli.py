@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import io
+import platform
+import re
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hookloop.arguments import config_options, names
-from hookloop.errors import HookloopError
+from hookloop.distributed import is_joined, is_restarted, joined, leave
+from hookloop.errors import HookloopError, Told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from structlog.typing import FilteringBoundLogger
+    from collections.abc import Callable, Iterator, Sequence
 
     from hookloop.core import Run
+    from hookloop.distributed import Ranks
     from hookloop.manager import Assembly
 
 
@@ -114,52 +117,110 @@ def _make_run(config: Path, plugins: Sequence[str] | None, overrides: Sequence[s
     return manager.make_run(_assemble(config, plugins, overrides), logs.events_to(None))
 
 
+def _processes(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Check ``--nproc``."""
+    if value is None or value == "auto" or (value.isdecimal() and int(value) > 0):
+        return value
+    raise click.BadParameter(f"expected auto or a number of processes, found {value!r}")
+
+
+def process_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add what starts several processes: parameters nproc, nnodes, rdzv_endpoint, rdzv_id and max_restarts."""
+    positive, several = click.IntRange(min=1), "With --nnodes: "
+    for decorate in (
+        click.option(
+            "--max-restarts", type=click.IntRange(min=0), default=0, help="How often to go on after a crash."
+        ),
+        click.option("--rdzv-id", default="hookloop", metavar="NAME", help=f"{several}the name of the job."),
+        click.option("--rdzv-endpoint", metavar="HOST:PORT", help=f"{several}where they meet."),
+        click.option(
+            "--nnodes", type=positive, default=1, help="Nodes, on each of which the command is run."
+        ),
+        click.option("--nproc", callback=_processes, metavar="N|auto", help="Processes; auto: one a GPU."),
+    ):
+        function = decorate(function)
+    return function
+
+
 @cli.command()
 @config_options
 @click.option("--dir", "directory", metavar="DIR", help="Where the run writes; overrides run.dir.")
 @click.option("--fresh", is_flag=True, help="Demand an empty or absent directory instead of resuming.")
+@process_options
 def run(
-    config: Path, plugins: list[str] | None, overrides: tuple[str, ...], directory: str | None, *, fresh: bool
+    config: Path,
+    plugins: list[str] | None,
+    overrides: tuple[str, ...],
+    directory: str | None,
+    *,
+    fresh: bool,
+    **several: Any,
 ) -> None:
     """Train as CONFIG says, or go on where the run in its directory stopped."""
-    from hookloop import locking, logs
+    from hookloop.launch import Processes, launch
+
+    command = partial(_run, config, plugins, overrides, directory, fresh=fresh)
+    processes = Processes.asked(**several)
+    if processes is None:
+        sys.exit(command())
+    where = _assemble(
+        config, plugins, overrides, directory
+    ).config.dir  # mistakes need no processes to be found
+    sys.exit(launch(processes, partial(_answer, command), where))
+
+
+def _run(
+    config: Path, plugins: list[str] | None, overrides: tuple[str, ...], directory: str | None, *, fresh: bool
+) -> int:
+    """Train in this process, alone or with others, and give the exit code."""
     from hookloop.core import train
 
-    assembly = _assemble(config, plugins, overrides, directory)
-    where = assembly.config.dir
-    _make_directory(where)
-    events = logs.events_to(where / "log.jsonl")
-    with locking.lock(where, events):
-        if fresh:
-            _expect_empty(where)
-        with _running(assembly, events) as this:
-            train(this, begun=lambda: _record(assembly))
-        sys.exit(_tell_end(this))
+    with joined() as ranks:
+        with ranks.leader_first():
+            assembly = _assemble(config, plugins, overrides, directory)
+            _make_directory(assembly.config.dir)
+        with _running(assembly, ranks, fresh=fresh and not is_restarted()) as this:
+            train(this, begun=lambda: _record(assembly, ranks))
+            code = _tell_end(this)
+    return code
 
 
 @contextmanager
-def _running(assembly: Assembly, events: FilteringBoundLogger) -> Iterator[Run]:
-    """Make the run; what ends it goes into its log as well, the console has it from :func:`main`."""
-    from hookloop import logs, manager
+def _running(assembly: Assembly, ranks: Ranks, *, fresh: bool = False) -> Iterator[Run]:
+    """Hold the directory and make the run; what ends it goes into its log too, the console has it from others."""
+    from hookloop import locking, logs, manager
 
-    for note in assembly.notes:
-        events.info("section.skipped", note=note)
-    this = manager.make_run(assembly, events)
-    try:
-        yield this
-    except BaseException as error:
-        path = assembly.config.dir / "log.jsonl"
-        logs.events_to(path, io.StringIO()).error("run.failed", error=repr(error))
-        raise
+    where = assembly.config.dir
+    path = where / logs.log_of(ranks.rank)
+    events = logs.events_to(path, rank=ranks.rank)
+    with ExitStack() as held:
+        with ranks.leader_first():
+            if ranks.leads:
+                held.enter_context(locking.lock(where, events))
+                if fresh:
+                    _expect_empty(where)
+        if is_restarted():
+            events.warning("run.restarted", hint="the error is above")
+        for note in assembly.notes:
+            events.info("section.skipped", note=note)
+        this = manager.make_run(assembly, events, ranks)
+        try:
+            yield this
+        except BaseException as error:
+            cause = error.__cause__ if isinstance(error, Told) else None
+            logs.events_to(path, io.StringIO()).error("run.failed", error=repr(cause or error))
+            raise
 
 
-def _record(assembly: Assembly) -> None:
+def _record(assembly: Assembly, ranks: Ranks) -> None:
     """Write down what is run, and where."""
     from hookloop import manager, records
 
-    where = assembly.config.dir
-    records.write_config(where, assembly.document, manager.listing_of(list(assembly.plugins)))
-    records.write_environment(where)
+    hosts = ranks.gather(platform.node())
+    if ranks.leads:
+        where = assembly.config.dir
+        records.write_config(where, assembly.document, manager.listing_of(list(assembly.plugins)))
+        records.write_environment(where, hosts)
 
 
 def _tell_end(run: Run) -> int:
@@ -182,12 +243,14 @@ def _tell_end(run: Run) -> int:
     type=click.Path(path_type=Path),
     help="Where to write; evaluations/CHECKPOINT in run.dir if not given.",
 )
+@process_options
 def evaluate(
     checkpoint: Path,
     config: Path,
     plugins: list[str] | None,
     overrides: tuple[str, ...],
     directory: Path | None,
+    **several: Any,
 ) -> None:
     """Validate and infer once with CHECKPOINT, any file of a run, as CONFIG says.
 
@@ -195,23 +258,39 @@ def evaluate(
     the run logged for that epoch. Whatever CONFIG says, inference takes place (generation.epochs is '::1') and
     the epoch of the checkpoint is the last (run.max_epochs).
     """
-    from hookloop import evaluate as evaluation
-    from hookloop import locking, logs, warm_start
+    from hookloop.launch import Processes, launch
 
-    assembly = _assemble(config, plugins, overrides)
-    state = warm_start.read(checkpoint)
-    where = evaluation.directory_for(checkpoint, assembly.config.dir, directory)
-    assembly = evaluation.adapt(assembly, state, where)
-    _make_directory(where)
-    events = logs.events_to(where / "log.jsonl")
-    with locking.lock(where, events):
-        with _running(assembly, events) as this:
-            metrics = evaluation.evaluate(this, checkpoint, state, begun=lambda: _record(assembly))
-            events.info("evaluation.written", directory=str(where))
-        code = _tell_end(this)
-    for key, value in (metrics or {}).items():
-        click.echo(f"{key} {value!r}")
-    sys.exit(code)
+    command = partial(_evaluate, checkpoint, config, plugins, overrides, directory)
+    processes = Processes.asked(**several)
+    sys.exit(launch(processes, partial(_answer, command)) if processes else command())
+
+
+def _evaluate(
+    checkpoint: Path,
+    config: Path,
+    plugins: list[str] | None,
+    overrides: tuple[str, ...],
+    directory: Path | None,
+) -> int:
+    """Evaluate in this process, alone or with others, and give the exit code."""
+    from hookloop import evaluate as evaluation
+    from hookloop import warm_start
+
+    with joined() as ranks:
+        with ranks.leader_first():
+            assembly = _assemble(config, plugins, overrides)
+            state = warm_start.read(checkpoint)
+            where = evaluation.directory_for(checkpoint, assembly.config.dir, directory)
+            assembly = evaluation.adapt(assembly, state, where)
+            _make_directory(where)
+        with _running(assembly, ranks) as this:
+            metrics = evaluation.evaluate(this, checkpoint, state, begun=lambda: _record(assembly, ranks))
+            this.events.info("evaluation.written", directory=str(where))
+            code = _tell_end(this)
+    if ranks.leads:
+        for key, value in (metrics or {}).items():
+            click.echo(f"{key} {value!r}")
+    return code
 
 
 def _make_directory(where: Path) -> None:
@@ -224,8 +303,9 @@ def _make_directory(where: Path) -> None:
 
 
 def _expect_empty(where: Path) -> None:
-    """A start that failed before it trained leaves a log and nothing else: that is still empty."""
-    if {path.name for path in where.iterdir()} - {"run.lock", "log.jsonl"}:
+    """A start that failed before it trained leaves logs and nothing else: that is still empty."""
+    found = {path.name for path in where.iterdir()} - {"run.lock", "log.jsonl"}
+    if any(not re.fullmatch(r"log\.rank[0-9]+\.jsonl", name) for name in found):
         raise HookloopError(f"{where}: not empty, and --fresh expects an empty or absent directory")
 
 
@@ -292,22 +372,31 @@ def hooks(plugins: list[str] | None, *, order: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Answer with an exit code: 0 finished, 1 a crash, 2 the user's mistake, 75 and 128+N resumable."""
+    code = _answer(partial(cli.main, args=argv, prog_name="hookloop", standalone_mode=False))
+    if is_joined():
+        leave(code)
+    sys.exit(code)
+
+
+def _answer(command: Callable[[], object]) -> int:
+    """Do what the command line says, tell what goes wrong, and give the exit code."""
     try:
-        code = cli.main(args=argv, prog_name="hookloop", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)  # an int is what a command gave to ctx.exit
+        code = command()
     except click.Abort:
-        sys.exit(130)
+        return 130
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        return 2
     except HookloopError as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        sys.exit(error.code)
-    except Exception as error:  # noqa: BLE001 - ours: the traceback is the message
+        if not isinstance(error, Told):
+            print(error, file=sys.stderr)  # noqa: T201
+        return error.code
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - ours: the traceback is the message
         if _is_an_interrupt(error):
-            sys.exit(130)
+            return 130
         traceback.print_exc()
-        sys.exit(1)
+        return 1
+    return code if isinstance(code, int) else 0  # an int is what a command gave to ctx.exit
 
 
 def _is_an_interrupt(error: BaseException | None) -> bool:

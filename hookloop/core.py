@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from hookloop.distributed import Ranks, Requests, Stop
 from hookloop.errors import HookloopError
 from hookloop.hot import freeze
+from hookloop.task import shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from hookloop.optimization import Optimization
     from hookloop.settings import RunConfig
-    from hookloop.task import Task
+    from hookloop.task import Data, Task
 
 
 @define
@@ -37,14 +39,6 @@ class Progress:
     """Batches in all."""
     evaluated: int = 0
     """The step of the last evaluation that was finished in the middle of an epoch."""
-
-
-@define(frozen=True)
-class Stop:
-    """Why the run was asked to stop, and what the process should answer."""
-
-    why: str
-    code: int = 0
 
 
 @define(eq=False)
@@ -63,7 +57,12 @@ class Run:
     progress: Progress = field(factory=Progress)
     cleanup: ExitStack = field(factory=ExitStack)
     """Releases, registered by whoever acquires, unwound after ``shutdown``."""
+    ranks: Ranks = field(factory=Ranks)
+    """The processes that train the same model; mostly there is one."""
+    asked: Requests = field(factory=Requests)
+    """What this process asks for, and the others do not know yet."""
     stopping: Stop | None = None
+    """What all ranks have agreed on."""
     saving: str | None = None
     """Why the state is to be saved after the batch at hand; whoever saves it clears it."""
     started: float = field(factory=time.monotonic)
@@ -88,14 +87,41 @@ class Run:
         key = f"{self.config.seed}/{purpose}/{'/'.join(map(str, counters))}"
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
+    @property
+    def data(self) -> Mapping[str, Data]:
+        """The splits, of whose batches every rank reads its own rows."""
+        return shared(self.task.data, self.ranks.share)
+
     def stop(self, why: str, code: int = 0) -> None:
-        """Ask the run to stop at the next boundary between units of work; the first reason wins."""
-        if self.stopping is None:
-            self.stopping = Stop(why, code)
+        """Ask the run to stop at the next boundary between units of work; the first reason wins.
+
+        Of several ranks each goes on until all have heard of it: see :meth:`agree`.
+        """
+        if self.asked.stop is None:
+            self.asked.stop = Stop(why, code)
+        if self.ranks.world == 1 and self.stopping is None:
+            self.stopping = self.asked.stop
 
     def save(self, why: str) -> None:
         """Ask for the state to be saved after the batch at hand, without stopping."""
-        self.saving = why
+        if self.ranks.world == 1:
+            self.saving = why
+        else:
+            self.asked.save = why
+
+    def agree(self) -> bool:
+        """Whether all ranks are to stop, called between two units of work that every rank does equally often."""
+        if self.ranks.world > 1:
+            self.heed(self.ranks.agree(self.asked))
+        return self.stopping is not None
+
+    def heed(self, agreed: Requests) -> None:
+        """Do what all ranks have agreed on."""
+        if self.stopping is None:
+            self.stopping = agreed.stop
+        if agreed.save is not None:
+            self.saving = agreed.save
+            self.asked.save = None
 
     def log(self, metrics: Mapping[str, float | Figure]) -> None:
         """Have *metrics* written, for the step at hand."""
@@ -124,6 +150,7 @@ def closing(run: Run) -> Iterator[None]:
             yield
         except BaseException as problem:
             error = problem
+            run.ranks.fail(problem)
             raise
         finally:
             _shut_down(run, error)
@@ -157,11 +184,11 @@ def _one_by_one(run: Run, hook: str) -> Iterator[tuple[str, HookCaller]]:
 def _fit(run: Run) -> None:
     if run.config.evaluate_before_training and run.progress.step == 0:
         metrics = evaluate(run)
-        if not run.stopping:
+        if not run.agree():
             run.log({**metrics, "epoch": 0})
     segment = run.config.segment_epochs
     last = min(run.config.max_epochs, run.progress.epoch + segment if segment else run.config.max_epochs)
-    while run.progress.epoch < last and not run.stopping:
+    while run.progress.epoch < last and not run.agree():
         _epoch(run)
 
 
@@ -169,16 +196,16 @@ def _epoch(run: Run) -> None:
     began = time.perf_counter()
     at = run.progress
     run.hook.before_epoch(run=run)
-    if not run.stopping:
+    if not run.agree():
         _batches(run)
-    if run.stopping:
+    if run.agree():
         return
     trained = time.perf_counter() - began
     number = at.epoch + 1
     metrics: dict[str, float] = {}
     if run.config.evaluates_after(number, at.step):
         metrics = evaluate(run)
-        if run.stopping:  # evaluated again on resume
+        if run.agree():  # evaluated again on resume
             return
     at.epoch, at.batch = number, 0
     total = time.perf_counter() - began
@@ -195,20 +222,22 @@ def _batches(run: Run) -> None:
     train_step = freeze(run.hook.train_step)
     after_batch = freeze(run.hook.after_batch)
     limit = run.config.time_limit_seconds
-    deadline = run.started + (float("inf") if limit is None else limit)
-    data = run.task.data["train"]
+    deadline = None if limit is None else run.started + limit
+    data, several = run.data["train"], run.ranks.world > 1
     every = run.config.validation_batches
     if every and at.batch:  # resumed where an evaluation was cut short
         _evaluate_within(run, every, data.n_batches)
-    if run.stopping:
+    if run.agree():
         return
     for batch in data.batches(at.epoch, start=at.batch):
-        before_batch(run=run, batch=batch)
-        losses = train_step(run=run, batch=batch)
+        before_batch(run, batch)
+        losses = train_step(run, batch)
         at.batch, at.step = at.batch + 1, at.step + 1
-        after_batch(run=run, batch=batch, losses=losses)
-        if time.monotonic() > deadline:
+        after_batch(run, batch, losses)
+        if deadline is not None and time.monotonic() > deadline:
             run.stop(f"the time limit of {run.config.time_limit} is reached", 75)
+        if several:
+            run.heed(run.ranks.exchange(run.asked))
         if every and not run.stopping:
             _evaluate_within(run, every, data.n_batches)
         if run.stopping:
@@ -221,7 +250,7 @@ def _evaluate_within(run: Run, every: int, n_batches: int) -> None:
     if at.step % every or at.batch == n_batches or at.evaluated == at.step:
         return
     metrics = evaluate(run)
-    if run.stopping:  # evaluated again on resume
+    if run.agree():  # evaluated again on resume
         return
     at.evaluated = at.step
     run.log({**metrics, "epoch": at.epoch})
@@ -229,18 +258,21 @@ def _evaluate_within(run: Run, every: int, n_batches: int) -> None:
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Validate, then infer; the answers merged, with how long each took."""
+    """Validate, then infer; the answers merged, with how long each took.
+
+    What rank 0 has found counts on every rank, so that all decide alike.
+    """
     began = time.perf_counter()
     metrics = merge(run.hook.validate(run=run))
     metrics["epoch/validation_seconds"] = time.perf_counter() - began
-    if run.stopping:
+    if run.agree():
         return metrics
     began = time.perf_counter()
     inferred = run.hook.infer(run=run)
     if any(inferred):
         metrics = merge([metrics, *inferred])
         metrics["epoch/inference_seconds"] = time.perf_counter() - began
-    return metrics
+    return run.ranks.broadcast(metrics)
 
 
 def merge(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:

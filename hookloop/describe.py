@@ -29,7 +29,9 @@ def _plugin(name: str) -> str:
         cls = manager.load(name)
     except Exception as error:  # noqa: BLE001 - one broken plugin must not hide the others
         return f"{head}\n  broken: {' '.join(str(error).split())}"
-    lines = [_first_line(cls), f"hooks: {', '.join(_hooks_of(cls)) or 'none'}", *_options(cls, "", {})]
+    where = " (on rank 0 only)" if manager.is_leader_only(cls) else ""
+    hooked = f"hooks: {', '.join(_hooks_of(cls)) or 'none'}{where}"
+    lines = [_first_line(cls), hooked, *_options(cls, "", {})]
     return "\n  ".join([head, *lines])
 
 

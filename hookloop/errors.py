@@ -24,3 +24,17 @@ class Diverged(HookloopError):  # noqa: N818 - it says what happened
     """Training left the finite numbers: nobody's typing mistake, so the exit code is that of a crash."""
 
     code = 1
+
+
+class PeerLost(HookloopError):  # noqa: N818 - it says what happened
+    """Another of several processes has ended or hangs: a consequence, whose cause is told there."""
+
+    code = 1
+
+
+class Told(HookloopError):  # noqa: N818 - it says what happened
+    """What people have been told already; only the exit code is left to answer."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("told above")
+        self.code = code

@@ -81,7 +81,7 @@ def evaluate(
         core.prepare(run)
         begun()
         metrics = core.evaluate(run)
-        if run.stopping:
+        if run.agree():
             return None
         at = run.progress
         if at.batch == run.task.data["train"].n_batches:
@@ -105,8 +105,9 @@ class _Loading:
         replaced = warm_start.replaced_buffers(task.model, weights)
         load_weights(task.model, self.path, weights)
         _freeze_as_trained(task.model, self.state)
-        if (run.dir / "metrics.jsonl").exists():  # an earlier evaluation's, which has the same step
-            set_aside(run.dir / "metrics.jsonl")
+        earlier = run.dir / "metrics.jsonl"  # of an evaluation, which has the same step
+        if run.ranks.leads and earlier.exists():
+            set_aside(earlier)
         told = {"buffers": ", ".join(replaced)} if replaced else {}
         run.events.info("weights.loaded", path=str(self.path), **_progress(self.state), **told)
 

@@ -1,4 +1,4 @@
-"""Where figures go: a file below the run's directory, and whoever logs them."""
+"""Where figures go, drawn by rank 0 alone: a file below the run's directory, and whoever logs them."""
 
 from __future__ import annotations
 

@@ -128,6 +128,16 @@ def load(path: Path) -> dict[str, object]:
     return loaded
 
 
+def checksum(path: Path) -> str:
+    """Give what :func:`save` has written at the end of *path*: equal files have equal ones.
+
+    :raises OSError: where it cannot be read.
+    """
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - _COMMENT, 0))
+        return file.read().decode(errors="replace")
+
+
 def verify(path: Path) -> None:
     """Compare every byte of *path* with the checksum at its end.
 

@@ -100,6 +100,10 @@ def train_step(run: Run, batch: Batch) -> Mapping[str, Tensor] | None:
     Called for every batch. The first answer counts; the built-in ``optimization`` plugin answers last.
     A wrapper may time it, catch what it raises, or change the losses.
 
+    An implementation makes its losses with ``run.optimization.losses(run, batch)``, learns with
+    ``run.optimization.update(losses["loss"])`` and answers ``run.optimization.strategy.means(losses)``, so that
+    it is right with several processes too.
+
     :returns: the losses, zero-dimensional, detached and still on the device, ``loss`` among them.
     """
 
@@ -121,8 +125,8 @@ def validate(run: Run) -> Mapping[str, float] | None:
     """Measure the loss without learning, after the batches of an epoch (see ``run.validate_every``).
 
     All answers are merged; two under one key is an error. Wrap it to lend the model other weights.
-    Between units of work look at ``run.stopping`` and return early: what is returned is then dropped, and
-    validation is done again on resume.
+    Between units of work, which every rank does equally often, ask ``run.agree()`` and if it is true return early: what
+    is returned is then dropped, and validation is done again on resume.
 
     :returns: numbers by key, such as ``val/loss``.
     """

@@ -26,11 +26,17 @@ if TYPE_CHECKING:
 
     Event = MutableMapping[str, object]
 
+_ERRORS = {"error", "critical"}
 _COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 _RESET = "\x1b[0m"
 
 
-def events_to(path: Path | None, stream: TextIO | None = None) -> FilteringBoundLogger:
+def log_of(rank: int) -> str:
+    """Name the file in a run's directory that a rank's events go to."""
+    return f"log.rank{rank}.jsonl" if rank else "log.jsonl"
+
+
+def events_to(path: Path | None, stream: TextIO | None = None, rank: int = 0) -> FilteringBoundLogger:
     """Make a logger that appends events to *path* as JSON lines and shows them on *stream* to people.
 
     An event is ``noun.participle`` with keys: ``logger.info("checkpoint.saved", step=1000)``. Values of
@@ -40,6 +46,7 @@ def events_to(path: Path | None, stream: TextIO | None = None) -> FilteringBound
     :param path: ``log.jsonl``, or ``None`` for no file.
     :param stream: where people read; ``None`` is whatever ``sys.stderr`` is at the time, so that a progress
         bar can redirect it.
+    :param rank: of several processes the one that logs; of those that do not lead people see errors only.
     """
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
@@ -47,6 +54,7 @@ def events_to(path: Path | None, stream: TextIO | None = None) -> FilteringBound
         structlog.processors.format_exc_info,
         _plain_and_masked,
         *([_Lines(path)] if path else []),
+        *([_ErrorsOf(rank)] if rank else []),
         _Rendering(stream),
     ]
     logger: FilteringBoundLogger = structlog.wrap_logger(
@@ -91,6 +99,18 @@ class _Lines:
         except OSError as problem:  # a full disk must not end a run for the sake of its log
             event["unwritten"] = str(problem)
         return event
+
+
+@frozen
+class _ErrorsOf:
+    """Lets through what has gone wrong, with the rank in front."""
+
+    rank: int
+
+    def __call__(self, _logger: object, _method: str, event: Event) -> Event:
+        if event["level"] not in _ERRORS:
+            raise structlog.DropEvent
+        return {**event, "event": f"rank {self.rank}: {event['event']}"}
 
 
 @frozen

@@ -18,6 +18,7 @@ from attrs import frozen
 from hookloop import hookspecs
 from hookloop.config import build, options_of
 from hookloop.core import Run
+from hookloop.distributed import Ranks
 from hookloop.errors import ConfigError, HookloopError
 from hookloop.settings import RunConfig
 from hookloop.words import suggestion
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 GROUP = "hookloop"
 ALWAYS = (
+    "distributed",
     "optimization",
     "validation",
     "train_evaluation",
@@ -239,34 +241,63 @@ def register(plugins: Mapping[str, object]) -> pluggy.PluginManager:
     return manager
 
 
-def make_run(assembly: Assembly, events: FilteringBoundLogger) -> Run:
-    """Make the run that *assembly* describes, ready to be trained."""
+def make_run(assembly: Assembly, events: FilteringBoundLogger, ranks: Ranks | None = None) -> Run:
+    """Make the run that *assembly* describes, ready to be trained.
+
+    :param ranks: the processes that train together; this one alone if not given.
+    """
+    ranks = ranks or Ranks()
+    called = {
+        name: plugin for name, plugin in assembly.plugins.items() if ranks.leads or not is_leader_only(plugin)
+    }
     return Run(
         config=assembly.config,
-        manager=register(assembly.plugins),
+        manager=register(called),
         plugins=assembly.plugins,
-        device=pick_device(assembly.config.device),
+        device=pick_device(assembly.config.device, ranks),
         events=events,
         document=assembly.document,
+        ranks=ranks,
     )
 
 
-def pick_device(name: str) -> torch.device:
-    """Find the device called *name*; ``auto`` is the first GPU if there is one.
+def is_leader_only(plugin: object) -> bool:
+    """Whether the hooks of a plugin, or of a class, are called on rank 0 alone: ``leader_only = True``."""
+    return getattr(plugin, "leader_only", False) is True
 
-    :raises HookloopError: for a GPU that is not there.
+
+def pick_device(name: str, ranks: Ranks | None = None) -> torch.device:
+    """Find the device called *name*; ``auto`` is the first GPU if there is one, or a rank's own of several.
+
+    :raises HookloopError: for a GPU that is not there, or that several ranks would share.
     """
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device("cuda" if there["cuda"] else "cpu")
+        name = "cuda" if there["cuda"] else "cpu"
     kind, _, index = name.partition(":")
+    several = ranks is not None and ranks.world > 1 and kind != "cpu"
+    if several and (kind != "cuda" or index):
+        raise HookloopError(f"run.device: {name}: one for several ranks; expected auto, cuda or cpu")
     if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
         raise HookloopError(
             f"run.device: {name}: not on this machine; expected {' or '.join(k for k in there if there[k])}"
         )
-    return torch.device(name)
+    return _own_gpu(ranks) if ranks and several else torch.device(name)
+
+
+def _own_gpu(ranks: Ranks) -> torch.device:
+    """Give a rank the GPU that is its own, and make it the one that is meant where none is named."""
+    import torch
+
+    if ranks.local >= torch.cuda.device_count():
+        raise HookloopError(
+            f"run.device: {torch.cuda.device_count()} GPUs on this host, expected one for each of its ranks; "
+            "start fewer processes (--nproc auto), or set run.device to cpu"
+        )
+    torch.cuda.set_device(ranks.local)
+    return torch.device("cuda", ranks.local)
 
 
 def firing_order(listing: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -10,6 +10,7 @@ from attrs import frozen
 from hookloop.evaluation import evaluating
 from hookloop.scores.score import Chart
 from hookloop.seeding import seed_torch
+from hookloop.task import shared
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,18 +80,21 @@ def stratified(size: int, offset: int, bins: int, generator: torch.Generator) ->
 
 @torch.no_grad()
 def loss_by_noise(run: Run, task: NoiseLevels, split: str, bins: int, batches: int) -> LossByNoise | None:
-    """Measure it on *split*, with the same noise at every call; ``None`` if asked to stop meanwhile.
+    """Measure it on *split*, with the same noise at every call; ``None`` if all ranks are to stop meanwhile.
+
+    Several ranks share each batch, and have the same answer, which is that of one but for rounding.
 
     :param batches: look at no more than this many, spread evenly over the split.
     """
-    data = task.data[split]
+    share = run.ranks.share
+    data = shared(task.data, share)[split]
     looked_at = min(batches, data.n_batches)
     counts = torch.zeros(bins, dtype=torch.float64)
     sums: dict[str, Tensor] = {}
     samples = 0
     with evaluating(task.model):
         for i in range(looked_at):
-            if run.stopping:
+            if run.agree():
                 return None
             number = i * data.n_batches // looked_at
             size = min(data.batch_size, data.n_samples - number * data.batch_size)
@@ -100,13 +104,20 @@ def loss_by_noise(run: Run, task: NoiseLevels, split: str, bins: int, batches: i
             for batch in data.batches(0, number, number + 1):
                 with run.optimization.autocast():
                     losses = task.loss_at(batch, quantiles)
-                among = torch.nn.functional.one_hot(strata, bins).T.double()
+                among = torch.nn.functional.one_hot(strata[list(share.rows(size))], bins).T.double()
+                among *= share.weight(size) > 0  # else the row is not its own
                 for name, loss in losses.items():
-                    own = among @ loss.float().cpu().double()
+                    own = among @ loss.cpu().double()
                     sums[name] = sums[name] + own if name in sums else own
                 counts += among.sum(1)
             samples += size
-    return _means(task, counts, sums)
+    return _means(task, *_added(run.ranks.gather((counts, sums))))
+
+
+def _added(parts: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add up the counts and sums of all ranks."""
+    counts = torch.stack([own for own, _ in parts]).sum(0)
+    return counts, {name: torch.stack([own[name] for _, own in parts]).sum(0) for name in parts[0][1]}
 
 
 def _means(task: NoiseLevels, counts: Tensor, sums: Mapping[str, Tensor]) -> LossByNoise:

@@ -88,14 +88,17 @@ def _reads_as_number(text: str) -> bool:
 _Dumper.add_representer(str, _represent_text)
 
 
-def write_environment(directory: Path) -> None:
+def write_environment(directory: Path, hosts: Sequence[str] = ()) -> None:
     """Append this start to ``environment.json``: its ``starts`` tell how a run came about, resumes included.
 
     Environment variables are never written, and secrets on the command line are masked. A file that
     cannot be read as such is set aside as ``environment.json.damaged``.
+
+    :param hosts: of several processes that train together, where each is, by rank.
     """
     path = directory / "environment.json"
-    content = {"starts": [*_earlier_starts(path), environment()]}
+    ranks = {"ranks": len(hosts), "hosts": list(hosts)} if len(hosts) > 1 else {}
+    content = {"starts": [*_earlier_starts(path), {**environment(), **ranks}]}
     _write(path, json.dumps(content, indent=2, default=str) + "\n")
 
 

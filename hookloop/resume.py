@@ -59,9 +59,19 @@ class Learning(Protocol):
         """Those values, by what to call them."""
 
 
+def called(run: Run) -> dict[str, object]:
+    """The plugins whose hooks are called on this rank, by name: elsewhere the state of others is unborn."""
+    return {name: plugin for name, plugin in run.plugins.items() if run.manager.has_plugin(name)}
+
+
 def averaging(run: Run) -> dict[str, Averaging]:
     """The plugins that average the weights, by name."""
-    return {name: plugin for name, plugin in run.plugins.items() if isinstance(plugin, Averaging)}
+    return {name: plugin for name, plugin in called(run).items() if isinstance(plugin, Averaging)}
+
+
+def states(run: Run) -> dict[str, dict[str, object]]:
+    """The states of the plugins that have any, by name."""
+    return {name: plugin.state_dict() for name, plugin in called(run).items() if isinstance(plugin, Stateful)}
 
 
 def expect_format(path: Path, state: Mapping[str, object]) -> None:
@@ -76,11 +86,15 @@ def expect_format(path: Path, state: Mapping[str, object]) -> None:
 
 
 def learned(run: Run) -> dict[str, object]:
-    """What a resumed run may not change, by dotted name; secrets masked."""
+    """What a resumed run may not change, by dotted name; secrets masked.
+
+    A plugin that is not called on this rank is asked for its options only.
+    """
     found: dict[str, object] = {}
+    here = called(run)
     for name, part in {"run": run.config, **run.plugins}.items():
         values: dict[str, object] = {**learned_options(part)}
-        if isinstance(part, Learning):
+        if isinstance(part, Learning) and name in here:
             values |= part.learned_values(run)
         found |= {f"{name}.{key}": value for key, value in values.items()}
     return cast("dict[str, object]", masked(found))
@@ -89,8 +103,31 @@ def learned(run: Run) -> dict[str, object]:
 def read_latest(run: Run) -> tuple[Path, dict[str, object]] | None:
     """The newest checkpoint that verifies, ``latest`` before ``previous``; ``None`` where there is none yet.
 
-    :raises HookloopError: where there are some but all are damaged.
+    Rank 0 chooses; the others read the same file, in a directory that all of them share.
+
+    :raises HookloopError: where there are some but all are damaged, or a rank does not find what rank 0 has read.
     """
+    from hookloop import files
+
+    found = _newest(run) if run.ranks.leads else None
+    chosen = run.ranks.broadcast(found and (found[0].name, files.checksum(found[0])))
+    if run.ranks.leads or chosen is None:
+        return found
+    name, checksum = chosen
+    path = directory(run) / name
+    try:
+        if files.checksum(path) == checksum:
+            return path, files.load(path)
+        there = "another file"
+    except (files.DamagedError, OSError) as error:
+        there = str(error)
+    raise HookloopError(
+        f"{path}: rank {run.ranks.rank} finds {there}, expected what rank 0 has read; "
+        "choose a --dir that all hosts share"
+    )
+
+
+def _newest(run: Run) -> tuple[Path, dict[str, object]] | None:
     from hookloop import files
 
     damaged = []
@@ -126,14 +163,14 @@ def restore(run: Run, path: Path, state: Mapping[str, object]) -> None:
     trained = run.optimization.trained
     _expect_trained(path, cast("Sequence[str]", state.get("trained", trained)), trained)
     run.optimization.load_state_dict(cast("Mapping[str, object]", state["optimization"]))
-    states = cast("Mapping[str, Mapping[str, object]]", state["plugins"])
-    for name, plugin in run.plugins.items():
+    saved = cast("Mapping[str, Mapping[str, object]]", state["plugins"])
+    for name, plugin in called(run).items():
         if isinstance(plugin, Stateful):
-            if name in states:
-                plugin.load_state_dict(states[name])
+            if name in saved:
+                plugin.load_state_dict(saved[name])
             else:
                 run.events.warning("plugin.without_state", plugin=name, path=str(path), hint="it starts anew")
-    for name in states.keys() - run.plugins.keys():
+    for name in saved.keys() - run.plugins.keys():
         run.events.warning(
             "plugin.dropped", plugin=name, hint="its state is in the checkpoint but it is not listed"
         )
@@ -158,7 +195,7 @@ def _owners(options: Mapping[str, object]) -> set[str]:
 
 
 def _refuse_changes(run: Run, path: Path, before: Mapping[str, object]) -> None:
-    now = learned(run)
+    now, silent = learned(run), run.plugins.keys() - called(run).keys()
     for key in run.config.allow_changes:
         if key not in before and key not in now and key not in run.plugins and key not in _owners(before):
             raise HookloopError(
@@ -170,6 +207,7 @@ def _refuse_changes(run: Run, path: Path, before: Mapping[str, object]) -> None:
         f"{key} ({before.get(key)!r} there, {now.get(key)!r} now)"
         for key in sorted(before.keys() | now.keys())
         if key.split(".")[0] in there & here  # a new plugin may join
+        and (key in now or key.split(".")[0] not in silent)  # rank 0 knows what others do not
         and (before.get(key) or None) != (now.get(key) or None)
         and key not in run.config.allow_changes
     ]

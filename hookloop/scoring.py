@@ -6,13 +6,14 @@ import math
 from collections import defaultdict
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from attrs import define, field, frozen
 
 from hookloop.errors import HookloopError
+from hookloop.passing import receive, send
 from hookloop.scores.score import Cases, Naming
 from hookloop.scores.tally import Tally
 from hookloop.words import suggestion
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from hookloop.distributed import Ranks
     from hookloop.scores.score import Chart, Maps, Score
+    from hookloop.scores.tally import Sums
     from hookloop.task import Paired
 
 Areas = Literal["area", "equal"]
@@ -40,7 +43,20 @@ class Scoring:
     """By variable, one for each score."""
     _by_lead: dict[str, dict[str, list[Tally]]] = field(init=False, factory=dict)
     """The same at each lead time, but not by day: that would grow with both."""
+    _places: dict[str, tuple[int, int]] = field(init=False, factory=dict)
+    """Of each day that is known, its first row: the number of the window, and that of the row there."""
     _cell_areas: dict[tuple[object, ...], Tensor] = field(init=False, factory=dict)
+
+    def know(self, window: int, days: Sequence[str]) -> None:
+        """Know the days of a window's rows before any of them is counted, by whichever rank.
+
+        :param window: its number among all windows.
+        """
+        new = [day for day in days if day not in self._places]
+        for row, day in enumerate(days):
+            self._places[day] = min((window, row), self._places.get(day, (window, row)))
+        for tally in chain.from_iterable(self._tallies.values()):
+            tally.know(new)
 
     def count(self, paired: Paired) -> None:
         """Count every row and variable of *paired*.
@@ -52,14 +68,51 @@ class Scoring:
             for name in paired.prediction:
                 self._count(paired, name, lead, rows)
 
+    def collect(self, ranks: Ranks) -> None:
+        """Count on rank 0 what all *ranks* have counted, in their order; all of them know the same days.
+
+        Sums of one variable after another come there, on the host.
+        """
+        counted = self.counted()
+        if not ranks.leads:
+            send(len(counted), 0)
+            for lead, name, tallies in counted:
+                send((lead, name, [tally.to_host() for tally in tallies]), 0)
+            return
+        if ranks.world > 1:
+            for tally in chain.from_iterable(tallies for _, _, tallies in counted):
+                tally.to_host()
+        for other in range(1, ranks.world):
+            for _ in range(receive(other)):
+                self.merge(*receive(other))
+        self.order()
+
+    def merge(self, lead: str, name: str, sums: Sequence[Mapping[str, Sums]]) -> None:
+        """Count what has been counted elsewhere: by day, for each score, of one item of :meth:`counted` there."""
+        for tally, days in zip(self._at(lead, name), sums, strict=True):
+            tally.merge(days)
+
+    def order(self) -> None:
+        """Put days in the order of the cases, in which intervals are drawn from them.
+
+        Where windows go on from one another and have days of their own, ranks come to know them in another order.
+        """
+        for tally in chain.from_iterable(self._tallies.values()):
+            tally.order(self._places)
+
+    def counted(self) -> list[tuple[str, str, list[Tally]]]:
+        """Give the tallies of each variable, one for each score: over all lead times, called ``""``, and at each."""
+        by_lead = {"": self._tallies, **self._by_lead}
+        return [(lead, name, own) for lead, tallies in by_lead.items() for name, own in tallies.items()]
+
     def _count(self, paired: Paired, name: str, lead: str, rows: Sequence[int]) -> None:
-        days = paired.days or paired.labels
+        days = days_of(paired)
         every = self._cases(paired, name, rows)
         each = [
             (day, self._cases(paired, name, own)) for day, own in _groups([days[row] for row in rows], rows)
         ]
-        totals = self._of(self._tallies, name)
-        at_lead = self._of(self._by_lead.setdefault(lead, {}), name) if lead else [None] * len(totals)
+        totals = self._at("", name)
+        at_lead = self._at(lead, name) if lead else [None] * len(totals)
         for total, own_tally in zip(totals, at_lead, strict=True):
             score = total.score
             with _telling(score, name):
@@ -69,8 +122,14 @@ class Scoring:
                     if own_tally is not None:
                         own_tally.add("", sums)
 
-    def _of(self, tallies: dict[str, list[Tally]], name: str) -> list[Tally]:
-        return tallies.setdefault(name, [Tally(score) for score in self.scores])
+    def _at(self, lead: str, name: str) -> list[Tally]:
+        """Give the tallies of a variable, as :meth:`counted` does."""
+        tallies = self._by_lead.setdefault(lead, {}) if lead else self._tallies
+        if name not in tallies:
+            tallies[name] = [Tally(score) for score in self.scores]
+            for tally in () if lead else tallies[name]:
+                tally.know(self._places)
+        return tallies[name]
 
     def _cases(self, paired: Paired, name: str, rows: Sequence[int]) -> Cases:
         leads = _leads(paired)
@@ -98,6 +157,11 @@ class Scoring:
     def results(self) -> Results:
         """Everything counted so far."""
         return Results(self._tallies, self._by_lead, self.seed)
+
+
+def days_of(paired: Paired) -> Sequence[str]:
+    """The day of each row."""
+    return paired.days or paired.labels
 
 
 @frozen(eq=False)

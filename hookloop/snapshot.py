@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import groupby
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from attrs import define, field, frozen
@@ -16,6 +16,28 @@ if TYPE_CHECKING:
 _ALIGNMENT = 64
 _STAGE = 1 << 26
 """Bytes gathered on a GPU before they are copied: thousands of little copies would take several times longer."""
+
+
+class Copying(Protocol):
+    """Makes a state independent of what training does to it."""
+
+    def take(self, state: Mapping[str, object]) -> tuple[dict[str, object], Callable[[], None]]:
+        """Copy *state*: give the copy, in host memory, and what to call before it is read."""
+
+    def reserve(self, state: Mapping[str, object]) -> None:
+        """Make room for *state* beforehand."""
+
+
+@frozen(eq=False)
+class Copied:
+    """Takes what is a copy already."""
+
+    def take(self, state: Mapping[str, object]) -> tuple[dict[str, object], Callable[[], None]]:
+        """Give it."""
+        return dict(state), lambda: None
+
+    def reserve(self, state: Mapping[str, object]) -> None:
+        """Whoever made the copy has made room for it."""
 
 
 @define(eq=False)
@@ -40,17 +62,17 @@ class Snapshots:
 
         :returns: the copy, and what to call before reading it: it waits until the copy is complete.
         """
-        tensors, numbers = _distinct(_tensors(state))
+        tensors, numbers = _distinct(tensors_in(state))
         self._make_room(tensors)
         for move in self._moves:
             move(tensors)
         complete = _completion(self._devices)
         copies = (self._copies[number] for number in numbers)
-        return cast("dict[str, object]", _replaced(state, copies)), complete
+        return cast("dict[str, object]", replaced(state, copies)), complete
 
     def reserve(self, state: Mapping[str, object]) -> None:
         """Make room for *state* beforehand: to pin a gigabyte of memory takes longer than to copy it."""
-        self._make_room(_distinct(_tensors(state))[0])
+        self._make_room(_distinct(tensors_in(state))[0])
         self._memory.zero_()  # the system gives memory only when it is written to
 
     def _make_room(self, tensors: Sequence[Tensor]) -> None:
@@ -161,7 +183,7 @@ def _like(tensor: Tensor, block: Tensor) -> Tensor:
     return flat.as_strided(tensor.shape, torch.empty_like(tensor, device="meta").stride())
 
 
-def _tensors(state: object) -> list[Tensor]:
+def tensors_in(state: object) -> list[Tensor]:
     """Find every tensor in plain containers, in order."""
     if isinstance(state, Tensor):
         return [state]
@@ -171,7 +193,7 @@ def _tensors(state: object) -> list[Tensor]:
             if isinstance(part, Tensor):
                 found.append(part)
             else:
-                found += _tensors(part)
+                found += tensors_in(part)
     return found
 
 
@@ -198,15 +220,20 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and one.stride() == other.stride()
 
 
-def _replaced(state: object, copies: Iterator[Tensor]) -> object:
-    """Copy plain containers, with the tensors' copies in them, which come in the order of :func:`_tensors`."""
+def copied(state: Mapping[str, object]) -> dict[str, object]:
+    """Copy plain containers and the tensors in them, each on its device; shards of several ranks too."""
+    return cast("dict[str, object]", replaced(state, (t.detach().clone() for t in tensors_in(state))))
+
+
+def replaced(state: object, copies: Iterator[Tensor]) -> object:
+    """Copy plain containers, with the tensors' copies in them, which come in the order of :func:`tensors_in`."""
     if isinstance(state, Tensor):
         return next(copies)
     if isinstance(state, dict):
-        items = {key: _replaced(value, copies) for key, value in state.items()}
+        items = {key: replaced(value, copies) for key, value in state.items()}
         return _ordered(state, items) if isinstance(state, OrderedDict) else items
     if isinstance(state, list | tuple | set):
-        return type(state)(_replaced(part, copies) for part in state)
+        return type(state)(replaced(part, copies) for part in state)
     return state
 
 

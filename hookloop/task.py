@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
+from hookloop.errors import HookloopError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
+    from hookloop.distributed import Share
     from hookloop.yamlfile import Plain
 
 Batch = Any
@@ -49,6 +52,35 @@ class Data(Protocol):
         """
 
 
+@runtime_checkable
+class Shareable(Protocol):
+    """A :class:`Data` that several ranks can read together."""
+
+    def shared(self, share: Share) -> Data:
+        """Give a view of the same split whose batches hold only the rows of *share*, and read no others.
+
+        Its numbers of samples and batches are those of the whole. The task's loss of such a batch is the mean over
+        these rows, each with the noise that it has in the whole batch: torch's generators are seeded equally on
+        every rank, so draw for the whole batch and take the rows.
+        """
+
+
+def shared(data: Mapping[str, Data], share: Share) -> Mapping[str, Data]:
+    """Divide every split among the ranks.
+
+    :raises HookloopError: where a split cannot be divided.
+    """
+    if share.world == 1:
+        return data
+    whole = {name: split for name, split in data.items() if not isinstance(split, Shareable)}
+    if whole:
+        raise HookloopError(
+            f"data that {share.world} ranks cannot divide: {', '.join(whole)}; expected a method shared(share), "
+            "see hookloop.task.Shareable; run it with one process"
+        )
+    return {name: split.shared(share) for name, split in data.items() if isinstance(split, Shareable)}
+
+
 class Task(Protocol):
     """A model, its data and its loss."""
 
@@ -75,6 +107,8 @@ class Window:
     split: str
     cases: Sequence[int]
     """Numbers of the cases within the split, ascending; with the member they seed the noise."""
+    continues: bool = field(default=True, kw_only=True)
+    """Whether it goes on from the state of the window before; if not, any rank may generate it."""
 
 
 def independent_windows(split: str, n_cases: int, size: int, limit: int | None = None) -> list[Window]:
@@ -86,7 +120,7 @@ def independent_windows(split: str, n_cases: int, size: int, limit: int | None =
     """
     n = n_cases if limit is None else min(limit, n_cases)
     cases = [i * n_cases // n for i in range(n)]
-    return [Window(split, cases[start : start + size]) for start in range(0, n, size)]
+    return [Window(split, cases[start : start + size], continues=False) for start in range(0, n, size)]
 
 
 @frozen(eq=False)
@@ -136,7 +170,7 @@ class Generative(Task, Protocol):
         """
 
     def initial_condition(self, split: str) -> State:
-        """Give what the first window starts from."""
+        """Give what the first window starts from, and each that does not continue another."""
 
     def predict_paired(
         self, state: State, window: Window, seeds: Sequence[Sequence[int]], first: int = 0
@@ -178,7 +212,9 @@ class NoiseLevels(Task, Protocol):
     def loss_at(self, batch: Batch, quantiles: Tensor) -> Mapping[str, Tensor]:
         """Give the losses of :meth:`Task.loss` for each sample, ``[batch]``, with noise of these levels.
 
-        :param quantiles: of the noise levels that are trained at, ``[batch]``, float64, on the CPU.
+        Of a batch of which only some rows are here (:class:`Shareable`) the losses are those of these rows.
+
+        :param quantiles: of the noise levels that are trained at, of the whole batch, float64, on the CPU.
         """
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -21,10 +22,14 @@ import structlog
 import torch
 from attrs import define, field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hookloop import yamlfile
 from hookloop.config import build, options_of
 from hookloop.core import Run, prepare, train
+from hookloop.distributed import Share
 from hookloop.hookspecs import hookimpl
 from hookloop.manager import hook_names, load, register
 from hookloop.plugins.optimization import OptimizationPlugin
@@ -70,6 +75,12 @@ class TinyData:
 
     n_samples: int = 8
     batch_size: int = 1
+    share: Share = field(factory=Share, kw_only=True)
+    """Which rows of each batch are given."""
+
+    def shared(self, share: Share) -> TinyData:
+        """Give the same data, of whose batches there are only the rows of *share*."""
+        return attrs.evolve(self, share=share)
 
     @property
     def n_batches(self) -> int:
@@ -83,11 +94,12 @@ class TinyData:
         stop: int | None = None,
         order: Order = "main",
     ) -> Iterator[Tensor]:
-        """Each batch as a vector of its samples' numbers."""
+        """Each batch as a vector of its samples' numbers, of which the own rows are there."""
         samples = torch.arange(self.n_samples, dtype=torch.float32)
         if order == "alternate":
             samples = samples.flip(0)
-        yield from torch.split(samples, self.batch_size)[start:stop]
+        for batch in torch.split(samples, self.batch_size)[start:stop]:
+            yield batch[list(self.share.rows(len(batch)))]
 
 
 @define(eq=False)
@@ -297,6 +309,80 @@ def _assert_same(found: object, expected: object) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     else:
         assert found == expected
+
+
+@contextmanager
+def no_hidden_sync(device: torch.device | None = None) -> Iterator[None]:
+    """Fail where the host would wait for a GPU, such as in ``float(loss)``, also on a machine without one.
+
+    On the CPU every tensor is taken for one on a GPU, and what is found are the operations that would wait for it:
+    ``item`` and all that comes down to it, shapes that depend on values, ``tolist``, ``numpy`` and ``cpu``. On a GPU
+    torch's own ``set_sync_debug_mode`` adds the others, such as ``to("cpu")``. Other threads are not watched.
+
+    :param device: of the tensors that are not to be waited for; the CPU if not given.
+    :raises AssertionError: where it happens, naming the operation.
+    """
+    kind = "cpu" if device is None else device.type
+    before = torch.cuda.get_sync_debug_mode() if kind == "cuda" else 0
+    with _WaitingMethods(kind), _WaitingOperations(kind):
+        try:
+            if kind == "cuda":
+                torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            if kind == "cuda":
+                torch.cuda.set_sync_debug_mode(before)
+
+
+def _expect_no_wait(name: str, arguments: object, device: str) -> None:
+    if any(isinstance(leaf, Tensor) and leaf.device.type == device for leaf in tree_leaves(arguments)):
+        raise AssertionError(f"{name}: the host waits for the device here")
+
+
+class _WaitingOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations whose answer, or its shape, is wanted on the host."""
+
+    names = frozenset(
+        {"_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "masked_select", "bincount"}
+        | {"repeat_interleave", "_unique", "_unique2", "unique_dim", "unique_consecutive"}
+    )
+
+    def __init__(self, device: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "overloadpacket", func).__name__
+        if name in self.names or (name in {"index", "index_put", "index_put_"} and _counts_a_mask(*args)):
+            _expect_no_wait(name, args, self.device)
+        return func(*args, **(kwargs or {}))
+
+
+def _counts_a_mask(
+    _tensor: Tensor, indices: list[Tensor | None], values: Tensor | None = None, *_: object
+) -> bool:
+    """Whether an indexing has to know how many places a mask has; one value fills them all without."""
+    masked = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+    return masked and (values is None or values.numel() != 1)
+
+
+class _WaitingMethods(TorchFunctionMode):
+    """Refuses methods that copy to the host, which are no operations on the CPU."""
+
+    names = frozenset({"tolist", "numpy", "cpu", "__array__"})
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in self.names:
+            _expect_no_wait(func.__name__, args, self.device)
+        return func(*args, **(kwargs or {}))
 
 
 def check_installed(name: str) -> type:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import torch
+
+from hookloop.snapshot import copied
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,7 +30,7 @@ def undone(run: Run, plugins: Iterable[Stateful] = ()) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    states = [(part, deepcopy(part.state_dict())) for part in (run.optimization, *plugins)]
+    states = [(part, copied(part.state_dict())) for part in (run.optimization, *plugins)]
     accelerator = run.device.type != "cpu"
     with torch.random.fork_rng(
         [run.device] if accelerator else [], device_type=run.device.type if accelerator else "cuda"

@@ -10,7 +10,7 @@ from attrs import define, evolve, field, frozen
 
 from hookloop import files
 from hookloop.resume import LATEST, PREVIOUS
-from hookloop.snapshot import Snapshots
+from hookloop.snapshot import Copying, Snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -66,11 +66,20 @@ class AtOnce:
         """Nothing is being written."""
 
 
+@frozen(eq=False)
+class Elsewhere(AtOnce):
+    """Writes nothing, since another rank writes the same; but it is asked whether that is worth it."""
+
+    def write(self, group: Files) -> Future[Outcome]:
+        """Check."""
+        return super().write(evolve(group, states={}))
+
+
 @define(eq=False)
 class Background:
     """Copies the states to host memory, then writes them in a thread; there is one copy at most."""
 
-    _snapshots: Snapshots = field(factory=Snapshots, init=False)
+    _snapshots: Copying = field(factory=Snapshots)
     _thread: ThreadPoolExecutor = field(init=False)
 
     @_thread.default

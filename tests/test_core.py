@@ -509,6 +509,29 @@ def test_seeds_are_pure_functions(tmp_path: Path) -> None:
     assert one.seed("sample", 4, 2) == two.seed("sample", 4, 2)
 
 
+@pytest.mark.parametrize("start", [0, 61])
+def test_every_step_is_seeded_by_its_own_number(tmp_path: Path, start: int) -> None:
+    """Torch's generator holds the seed of the step, over more steps than are worked out at once, and after a resume."""
+    found: list[int] = []
+    task = TinyTask(data={"train": TinyData(150)})
+    run = fake_run(tmp_path, at("after_batch", lambda _: found.append(torch.initial_seed())), task=task)
+    run.progress = Progress(0, start, start)
+    train(run)
+    assert found == [run.seed("train", step) for step in range(start, 150)]
+
+
+def test_going_back_to_a_step_seeds_as_before(tmp_path: Path) -> None:
+    """What tries steps and goes back, as ``lr_tuning`` does, draws the same noise again."""
+    run = fake_run(tmp_path)
+    prepare(run)
+    found = []
+    for step in (5, 100, 5):
+        run.progress.step = step
+        run.hook.train_step(run=run, batch=torch.zeros(1))
+        found.append(torch.initial_seed())
+    assert found == [run.seed("train", step) for step in (5, 100, 5)]
+
+
 def test_seeds_differ_by_run_purpose_and_counters(tmp_path: Path) -> None:
     """No two of these draws share a seed, though their numbers are made of the same digits."""
     zero, one = fake_run(tmp_path, seed=0), fake_run(tmp_path, seed=1)

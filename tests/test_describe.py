@@ -211,3 +211,8 @@ def test_the_firing_order_of_what_is_not_installed_is_an_error() -> None:
     """The user's mistake, as for a run."""
     with pytest.raises(HookloopError, match="did you mean 'ema'"):
         describe.order(["emma"])
+
+
+def test_a_plugin_that_leads_says_so() -> None:
+    """Its hooks are called on one of several ranks."""
+    assert next(line for line in block("jsonl") if "hooks:" in line).endswith("shutdown (on rank 0 only)")

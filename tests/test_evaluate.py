@@ -12,15 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from attrs import define
+from ranks import on_ranks
 from torch import nn
 
 from hookloop import files, hookimpl, yamlfile
 from hookloop.cli import main
 from hookloop.core import Run, train
+from hookloop.distributed import Ranks
 from hookloop.errors import HookloopError
 from hookloop.evaluate import adapt, directory_for, evaluate
 from hookloop.manager import assemble
 from hookloop.plugins.checkpoint import Checkpoint
+from hookloop.plugins.distributed import Distributed
 from hookloop.plugins.ema import EMA
 from hookloop.plugins.finetune import Finetune, FrozenOptions
 from hookloop.plugins.jsonl import Jsonl
@@ -275,6 +278,37 @@ def test_evaluated_again_the_metrics_begin_anew(tmp_path: Path) -> None:
     ):
         evaluated(tmp_path / "again", first, Jsonl(), task=other)
     assert lines_of(tmp_path / "again") == [line]
+
+
+def evaluated_on(ranks: Ranks, path: Path) -> tuple[dict[str, float], list[str]]:
+    """The metrics on this rank, and the files of the evaluation, which has been done once before."""
+    directory = path.parent / f"evaluation of rank {ranks.rank}"
+    directory.mkdir()
+    (directory / "metrics.jsonl").touch()
+    plugins = (Distributed(), EMA(decay=0.5), Inference(), TrainEvaluation())
+    run = fake_run(directory, *plugins, task=of_four())
+    run.ranks = ranks
+    metrics = evaluate(run, path, read(path))
+    return chosen(metrics), sorted(file.name for file in directory.iterdir())
+
+
+def of_four() -> TinyTask:
+    """The tiny task with batches that can be divided, the last one short."""
+    return TinyTask(data={"train": TinyData(6, 4), "validation": TinyData(5, 4)}, noise=1.0)
+
+
+def test_two_ranks_evaluate_as_one_has(tmp_path: Path) -> None:
+    """Both have the numbers of the run, which had one process; what was there before is the first one's business."""
+    run = fake_run(
+        tmp_path, EMA(decay=0.5), Inference(), TrainEvaluation(), recorder := Recorder(), Checkpoint(),
+        task=of_four(),
+    )  # fmt: skip
+    train(run)
+    path = tmp_path / "checkpoints" / "latest.ckpt"
+    (first, files), (second, others) = on_ranks(2, evaluated_on, path)
+    assert first == second == pytest.approx(logged_at(recorder, run.progress.step), rel=1e-6)
+    assert files == ["metrics.1.jsonl"]
+    assert others == ["metrics.jsonl"]
 
 
 def test_asked_to_stop_it_has_no_result(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from faults.shim import Operation, Record
 
 from hookloop import files
 
+pytestmark = pytest.mark.xdist_group("faults")  # what is not disturbed is run once
+
 SAMPLES = {
     "random kills": 4,
     "named points": 5,
@@ -28,8 +30,11 @@ SAMPLES = {
     "full disk": 1,
     "damaged": 3,
     "two at once": 1,
+    "random kills of ranks": 3,
+    "ranks at named points": 3,
+    "every operation of rank 0": 1,
 }
-"""Runs of each scenario: about a minute in all."""
+"""Runs of each scenario: about a minute and a half in all."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,9 @@ def test_every_scenario_is_sampled() -> None:
     assert SAMPLES.keys() == SCENARIOS.keys()
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if "rank" in name else ()) for name in SAMPLES]
+)
 def test_a_disturbed_run_ends_like_one_that_was_not(bench: Bench, server: Server, name: str) -> None:
     """Nothing is lost, nothing is done twice beyond the promise, every answer is the right one."""
     plans = SCENARIOS[name](bench, Random(f"test/{name}"))  # noqa: S311
@@ -78,7 +85,8 @@ def test_the_record_explains_the_disk(wholes: dict[str, Whole], job: str) -> Non
     found = {
         str(path.relative_to(top)): None if path.is_dir() else path.read_bytes() for path in top.rglob("*")
     }
-    assert Disk.replay(top, whole.records).after("all") == found
+    records = shim.read_all(top.parent / "operations.1")
+    assert Disk.replay(top, records).after("all") == found
 
 
 def test_the_comparison_sees_a_changed_run(wholes: dict[str, Whole], tmp_path: Path) -> None:

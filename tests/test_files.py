@@ -81,6 +81,18 @@ def test_checksum_is_that_of_every_byte_before_it(tmp_path: Path) -> None:
     assert data[-COMMENT:] == b"hookloop crc32 %08x" % zlib.crc32(data[:-COMMENT])
 
 
+def test_equal_files_have_equal_checksums_and_others_have_not(tmp_path: Path) -> None:
+    """Read from the end of the file, which may be anything."""
+    for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+        files.save({"weight": torch.tensor(value)}, tmp_path / name)
+    one, same, other = (files.checksum(tmp_path / name) for name in "abc")
+    assert one == same != other
+    (tmp_path / "d").write_bytes(b"\xff")
+    assert files.checksum(tmp_path / "d") not in (one, other)
+    with pytest.raises(OSError, match="No such file"):
+        files.checksum(tmp_path / "e")
+
+
 def test_every_single_bit_flip_is_detected(tmp_path: Path) -> None:
     """Whichever bit of a file is flipped, it is refused."""
     path = sample(tmp_path / "x.ckpt")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from hookloop.logs import events_to
+from hookloop.logs import events_to, log_of
 
 
 class Terminal(io.StringIO):
@@ -144,3 +144,19 @@ def test_debug_is_left_out_and_structlog_itself_unchanged() -> None:
     events_to(None, stream).debug("x.y")
     assert stream.getvalue() == ""
     assert structlog.get_config() == before
+
+
+def test_of_a_rank_that_does_not_lead_people_see_errors_only(tmp_path: Path) -> None:
+    """With the rank in front; its own file has everything, as it was."""
+    stream, path = io.StringIO(), tmp_path / log_of(2)
+    logger = events_to(path, stream, rank=2)
+    logger.info("epoch.finished", epoch=1)
+    logger.warning("data.odd")
+    logger.error("metrics.lost", lines=3)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d ERROR rank 2: metrics\.lost lines=3\n", stream.getvalue())
+    assert [line["event"] for line in lines(path)] == ["epoch.finished", "data.odd", "metrics.lost"]
+
+
+def test_every_rank_has_a_log_of_its_own() -> None:
+    """That of rank 0 has the name that it has alone."""
+    assert [log_of(rank) for rank in range(3)] == ["log.jsonl", "log.rank1.jsonl", "log.rank2.jsonl"]

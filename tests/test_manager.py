@@ -12,6 +12,7 @@ from attrs import define
 
 from hookloop import hookimpl, hookspecs
 from hookloop.config import options_of
+from hookloop.distributed import Ranks
 from hookloop.errors import ConfigError, HookloopError
 from hookloop.manager import (
     ALWAYS,
@@ -452,3 +453,40 @@ def test_a_backbone_of_a_third_party_is_chosen_by_name(site: Site) -> None:
     assert isinstance(downscaling, dict)
     assert isinstance(downscaling["model"], dict)
     assert downscaling["model"]["backbone"] == {"name": "mine", "width": 3}
+
+
+def test_plugins_that_lead_are_called_on_rank_0_alone(tmp_path: Path) -> None:
+    """Elsewhere they stay in the run, for what is saved and restored."""
+    assembly = assemble(
+        read(f"run: {{dir: {tmp_path}, device: cpu}}", "cfg.yaml"),
+        ["ema", "jsonl", *(name for name in NONE if name != "no:jsonl")],
+    )
+    for rank, called in enumerate([{"ema", "jsonl"}, {"ema"}]):
+        run = make_run(assembly, fake_run(tmp_path).events, Ranks(rank, 2))
+        assert set(run.plugins) == {"ema", "jsonl"}
+        assert {name for name, _ in run.manager.list_name_plugin()} == called
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "mps"])
+def test_several_ranks_do_not_share_one_device(name: str) -> None:
+    """Each has its own, or they are on the CPU."""
+    with pytest.raises(
+        HookloopError, match=rf"run\.device: {name}: one for several ranks; expected auto, cuda or cpu"
+    ):
+        pick_device(name, Ranks(1, 2, 1))
+    assert pick_device("cpu", Ranks(1, 2, 1)) == torch.device("cpu")
+
+
+def test_each_rank_has_the_gpu_of_its_number_on_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made the current one; where there are fewer GPUs than ranks it says so."""
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("auto", "cuda"):
+        assert pick_device(name, Ranks(3, 4, 1)) == torch.device("cuda", 1)
+    assert current == [1, 1]
+    with pytest.raises(
+        HookloopError, match=r"run\.device: 2 GPUs on this host, expected one for each of its ranks"
+    ):
+        pick_device("auto", Ranks(2, 4, 2))

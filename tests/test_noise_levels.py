@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 import torch
 from attrs import define, field
+from hypotheses import many
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
+from hookloop.distributed import Ranks, Share
 from hookloop.noise_levels import LossByNoise, loss_by_noise, stratified
 from hookloop.task import NoiseLevels
 from hookloop.testing import TinyData, TinyTask, prepared
@@ -19,6 +21,8 @@ from hookloop.testing import TinyData, TinyTask, prepared
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+T = TypeVar("T")
 
 
 @define(eq=False)
@@ -96,6 +100,55 @@ def test_means_of_what_fell_into_each_bin(tmp_path: Path) -> None:
         "2_sigma_5": pytest.approx(means[1]),
         "3_sigma_8.33": pytest.approx(means[2]),
     }
+
+
+@define(eq=False)
+class InTurn(Ranks):
+    """Ranks that come one after another: the last of them hears of all."""
+
+    heard: list[object] = field(factory=list)
+
+    def gather(self, value: T) -> list[T]:
+        """Give what was said so far."""
+        self.heard.append(value)
+        return list(self.heard)  # type: ignore[arg-type]
+
+
+@define(eq=False)
+class Divided(TinyTask):
+    """Its noise level is the quantile, its loss that and the number of the sample."""
+
+    world: int = 1
+    rank: int = 0
+
+    def noise_levels(self, quantiles: Tensor) -> Tensor:
+        """The quantile."""
+        return quantiles
+
+    def loss_at(self, batch: Tensor, quantiles: Tensor) -> Mapping[str, Tensor]:
+        """The loss of the own rows of a batch for all of which there are quantiles."""
+        own = list(Share(self.rank, self.world).rows(len(quantiles)))
+        return {"loss": batch.double() ** 2 + quantiles[own]}
+
+
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 12), world=st.integers(2, 9), bins=st.integers(1, 6))
+@many(60)
+def test_ranks_have_what_one_has(
+    tmp_path_factory: pytest.TempPathFactory, n: int, batch_size: int, world: int, bins: int
+) -> None:
+    """For any sizes, also where there are more ranks than samples in a batch: each sample is counted once."""
+    data = {"train": TinyData(1), "validation": TinyData(n, batch_size)}
+    task = Divided(data=data)
+    run = prepared(tmp_path_factory.getbasetemp(), task=task)
+    one = loss_by_noise(run, task, "validation", bins, 3)
+    heard: list[object] = []
+    for rank in range(world):
+        run.ranks, task.world, task.rank = InTurn(rank, world, heard=heard), world, rank
+        found = loss_by_noise(run, task, "validation", bins, 3)
+    assert one is not None
+    assert found is not None
+    assert (found.numbers, found.sigma) == (one.numbers, one.sigma)
+    assert found.losses["loss"] == pytest.approx(one.losses["loss"], rel=1e-12)
 
 
 def test_batches_are_spread_over_the_split(tmp_path: Path) -> None:

@@ -112,6 +112,15 @@ def test_earlier_starts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [start["command"][1] for start in starts] == ["0", "1", "2"]
 
 
+def test_several_processes_are_told_with_their_hosts(tmp_path: Path) -> None:
+    """By rank; one process alone needs no mention."""
+    write_environment(tmp_path, ["a", "a", "b"])
+    write_environment(tmp_path, ["a"])
+    several, alone = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert (several["ranks"], several["hosts"]) == (3, ["a", "a", "b"])
+    assert not {"ranks", "hosts"} & alone.keys()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"starts": 3}'])
 def test_a_damaged_environment_is_set_aside(tmp_path: Path, content: str) -> None:
     """It neither stops the run nor is it lost."""

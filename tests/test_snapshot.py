@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hookloop import files
-from hookloop.snapshot import Snapshots
+from hookloop.snapshot import Snapshots, copied
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,17 @@ def tensor(copy: dict[str, object], name: str) -> torch.Tensor:
     found = copy[name]
     assert isinstance(found, torch.Tensor)
     return found
+
+
+def test_a_plain_copy_knows_nothing_of_what_changes_afterwards() -> None:
+    """Containers and tensors within containers, with their strides."""
+    weights, names = torch.arange(6.0).view(2, 3).T, ["a"]
+    copy = copied({"deep": [{"weights": weights}], "names": names, "none": None})
+    weights.zero_()
+    names.append("b")
+    found = cast("list[dict[str, torch.Tensor]]", copy["deep"])[0]["weights"]
+    assert (found.tolist(), found.stride()) == ([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]], (1, 3))
+    assert (copy["names"], copy["none"]) == (["a"], None)
 
 
 def test_what_changes_afterwards_is_not_in_it() -> None:

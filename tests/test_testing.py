@@ -13,9 +13,11 @@ from attrs import define, field
 
 from hookloop import hookimpl
 from hookloop.core import Run, train
+from hookloop.distributed import Share
 from hookloop.errors import HookloopError
 from hookloop.optimization import Optimization
 from hookloop.plugins.ema import EMA
+from hookloop.task import Shareable
 from hookloop.testing import (
     LEARNING_RATE,
     LifeCycle,
@@ -49,6 +51,24 @@ def test_a_relay_calls_its_plugins_in_the_order_given() -> None:
 
     calling(Noting(1), Noting(2), Noting(3)).before_epoch(run=None)
     assert calls == [1, 2, 3]
+
+
+def test_tiny_data_can_be_shared() -> None:
+    """Of batches (0, 1, 2) and (3, 4) the second of two ranks has 1 and 4; a third has 2 and, of two, the first."""
+    data = TinyData(5, 3)
+    assert isinstance(data, Shareable)
+    for share, expected in (
+        (Share(1, 2), [[1], [4]]),
+        (Share(2, 3), [[2], [3]]),
+        (Share(), [[0, 1, 2], [3, 4]]),
+    ):
+        view = data.shared(share)
+        assert [batch.tolist() for batch in view.batches(0)] == expected
+        assert (view.n_samples, view.batch_size, view.n_batches) == (5, 3, 2)
+    assert [batch.tolist() for batch in data.shared(Share(0, 2)).batches(0, order="alternate")] == [
+        [4, 2],
+        [1],
+    ]
 
 
 def test_a_relay_refuses_what_is_no_hook() -> None:

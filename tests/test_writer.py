@@ -18,7 +18,7 @@ from hookloop.plugins.checkpoint import Checkpoint
 from hookloop.plugins.ema import EMA
 from hookloop.snapshot import Snapshots
 from hookloop.testing import TinyData, TinyTask, events_of, fake_run
-from hookloop.writer import AtOnce, Background, Files, Writer
+from hookloop.writer import AtOnce, Background, Elsewhere, Files, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +105,15 @@ def test_without_a_thread_training_waits(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(files, "save", disk.save)
     train(fake_run(tmp_path, Looking(), Checkpoint(every_n_batches=1, asynchronous=False), task=tiny(3)))
     assert seen == [False, True, True]
+
+
+def test_a_rank_that_does_not_write_asks_all_the_same_whether_it_is_worth_it(tmp_path: Path) -> None:
+    """There is no file, and no failure."""
+    asked: list[bool] = []
+    group = Files(tmp_path, {"latest.ckpt": {"weight": 1.0}}, check=lambda: asked.append(True))
+    assert Elsewhere().write(group).result() == {}
+    assert asked == [True]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_next_save_waits_for_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

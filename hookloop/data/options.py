@@ -110,14 +110,15 @@ class SplitOptions:
     cache: Literal["auto", "device", "ram", "none"] = field(
         default="auto",
         metadata=doc(
-            "where the split lives; auto: the GPU or RAM where it takes less than a quarter of it, else none",
+            "where the split lives, whole for each rank; auto: the GPU or RAM where it takes less than a quarter "
+            "of it, else none",
             learned=False,
         ),
     )
     workers: int | Literal["auto"] = field(
         default="auto",
         validator=is_count,
-        metadata=doc("processes that read what is not cached; 0 reads in the run's own", learned=False),
+        metadata=doc("processes of each rank that read what is not cached; 0: its own reads", learned=False),
     )
 
 

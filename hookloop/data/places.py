@@ -31,14 +31,17 @@ class Sized(Protocol):
 
 
 def places(
-    splits: Mapping[str, SplitOptions], sizes: Mapping[str, Sized], device: torch.device
+    splits: Mapping[str, SplitOptions], sizes: Mapping[str, Sized], device: torch.device, processes: int = 1
 ) -> dict[str, Place]:
-    """Decide where each split lives: the GPU or memory where all that live there take less than a quarter of it."""
+    """Decide where each split lives: the GPU or memory where all that live there take less than a quarter of it.
+
+    :param processes: how many on this machine hold all of them, each in memory of its own.
+    """
     taken = {"device": 0, "ram": 0, "none": 0}
     chosen: dict[str, Place] = {}
     for name, split in splits.items():
         size = sizes[name].nbytes
-        place = _roomy(size, taken, device) if split.cache == "auto" else split.cache
+        place = _roomy(size, taken, device, processes) if split.cache == "auto" else split.cache
         taken[place] += size
         chosen[name] = place
     return chosen
@@ -54,9 +57,9 @@ def at_once(nbytes: int) -> int:
     return min(AT_ONCE, fitting(nbytes))
 
 
-def _roomy(size: int, taken: Mapping[str, int], device: torch.device) -> Place:
+def _roomy(size: int, taken: Mapping[str, int], device: torch.device, processes: int) -> Place:
     if device.type == "cuda":
         memory: int = torch.cuda.get_device_properties(device).total_memory
         if taken["device"] + size < memory / 4:
             return "device"
-    return "ram" if taken["ram"] + size < memory_of_machine() / 4 else "none"
+    return "ram" if processes * (taken["ram"] + size) < memory_of_machine() / 4 else "none"

@@ -131,10 +131,13 @@ def open_reading(
     return readers, count
 
 
-def default_workers() -> int:
-    """As many as there are cores beside the one that trains, up to eight."""
+def default_workers(processes: int = 1) -> int:
+    """As many as there are cores beside the one that trains, up to eight.
+
+    :param processes: how many of them train on this machine, and divide its cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores - 1))
+    return max(1, min(8, cores // processes - 1))
 
 
 def _taken(free: list[Slab], shapes: tuple[Shape, Shape]) -> Slab | None:

@@ -12,6 +12,8 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from hookloop.diffusion.noise import Rows
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -87,13 +89,17 @@ class Objective:
     mean: float
     std: float
 
-    def loss(self, denoiser: Denoiser, clean: Tensor, condition: Tensor) -> dict[str, Tensor]:
+    def loss(
+        self, denoiser: Denoiser, clean: Tensor, condition: Tensor, rows: Rows | None = None
+    ) -> dict[str, Tensor]:
         """Draw noise, and give ``loss``, the weighted mean over variables, and ``loss/<variable>``.
 
         :param clean: ``[batch, variable, lat, lon]``.
+        :param rows: which rows of a batch these are, if not all: each has the noise that it has in the whole.
         """
-        sigma = lognormal_sigma(len(clean), self.mean, self.std, device=clean.device)
-        return self._named(_noisy_loss(denoiser, clean, sigma, condition).mean(0))
+        rows = rows or Rows.whole(len(clean))
+        sigma = lognormal_sigma(rows.total, self.mean, self.std, device=clean.device)
+        return self._named(_noisy_loss(denoiser, clean, sigma, condition, rows).mean(0))
 
     def loss_at(
         self,
@@ -101,10 +107,14 @@ class Objective:
         clean: Tensor,
         condition: Tensor,
         quantiles: Tensor,
+        rows: Rows | None = None,
     ) -> dict[str, Tensor]:
-        """Give the losses of :meth:`loss` for each sample, ``[batch]``, at these *quantiles* of the noise."""
+        """Give the losses of :meth:`loss` for each sample, ``[batch]``, at these *quantiles* of the noise.
+
+        :param quantiles: of the whole batch, also where only some *rows* of it are here.
+        """
         sigma = self.noise_levels(quantiles).float().to(clean.device)
-        return self._named(_noisy_loss(denoiser, clean, sigma, condition).T)
+        return self._named(_noisy_loss(denoiser, clean, sigma, condition, rows or Rows.whole(len(clean))).T)
 
     def noise_levels(self, quantiles: Tensor) -> Tensor:
         """Give σ at these *quantiles*, between 0 and 1, of the training noise."""
@@ -122,6 +132,10 @@ class Objective:
         }
 
 
-def _noisy_loss(denoiser: Denoiser, clean: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-    noisy = clean + _per_sample(sigma) * torch.randn_like(clean)
+def _noisy_loss(denoiser: Denoiser, clean: Tensor, sigma: Tensor, condition: Tensor, rows: Rows) -> Tensor:
+    """Loss ``[row, variable]`` of the own rows *clean* with noise of *sigma*, which is that of all rows."""
+    noise = torch.randn((rows.total, *clean.shape[1:]), dtype=clean.dtype, device=clean.device)
+    sigma = rows.of(sigma)
+    noisy = clean + _per_sample(sigma) * rows.of(noise)
+    rows.part(clean.device)
     return denoising_loss(denoiser(noisy, sigma, condition), clean, sigma, sigma_data=1.0)

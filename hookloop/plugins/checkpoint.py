@@ -58,7 +58,7 @@ class Checkpoint:
     """Save the run so that the same command goes on exactly where it stopped, and keep the best weights.
 
     Training waits only while the state is copied; a thread writes it, and what it could not write is told at
-    the next batch.
+    the next batch. Of several ranks the first reads and writes; what they hold in parts is gathered there.
     """
 
     every_n_batches: int = field(
@@ -103,8 +103,9 @@ class Checkpoint:
                 "checkpoint.disabled", hint="checkpoint.save is false: nothing is kept of this run"
             )
             return
-        _make_ready(resume.directory(run))
-        if self.ema_epochs and not resume.averaging(run):
+        if run.ranks.leads:
+            _make_ready(resume.directory(run))
+        if run.ranks.leads and self.ema_epochs and not resume.averaging(run):
             raise HookloopError(
                 f"checkpoint.ema_epochs: found {self.ema_epochs!r} but no plugin that averages weights; "
                 "list ema in --plugins"
@@ -112,7 +113,9 @@ class Checkpoint:
         if (found := resume.read_latest(run)) is not None:
             path, state = found
             resume.restore(run, path, state)
-            if path.name == resume.PREVIOUS:  # what is damaged must not take its place at the next save
+            if (
+                path.name == resume.PREVIOUS and run.ranks.leads
+            ):  # what is damaged must not take its place at the next save
                 _set_aside(resume.directory(run) / resume.LATEST)
             self.saved = _moment(run)
             run.events.info("run.resumed", path=str(path), epoch=run.progress.epoch, step=run.progress.step)
@@ -146,7 +149,7 @@ class Checkpoint:
     def after_epoch(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Keep the best weights and the epochs that are wanted, then save the run."""
         number = run.progress.epoch
-        wanted: dict[str, State] = {}
+        wanted: dict[str, State | None] = {}
         if self.save and number in epochs_in(self.ema_epochs, run.config.max_epochs):
             for name, plugin in resume.averaging(run).items():
                 wanted[f"{name}_epoch_{number:04d}.ckpt"] = {
@@ -154,11 +157,16 @@ class Checkpoint:
                     "average": plugin.average_facts(),
                 }
         if self.save and number in epochs_in(self.epochs, run.config.max_epochs):
-            wanted[f"epoch_{number:04d}.ckpt"] = self._rest(run)
+            wanted[f"epoch_{number:04d}.ckpt"] = None
         self._keep(run, metrics, wanted)
 
-    def _keep(self, run: Run, metrics: Mapping[str, float], wanted: Mapping[str, State]) -> None:
-        """Keep the weights if they are the best so far, and what is *wanted*, then save the run."""
+    def _keep(self, run: Run, metrics: Mapping[str, float], wanted: Mapping[str, State | None]) -> None:
+        """Keep the weights if they are the best so far, and what is *wanted*, then save the run.
+
+        :param wanted: what each file holds beside the head; ``None`` is the whole run.
+        """
+        self._hear(run)
+        self._follow(run)
         improved = self._improved(run, metrics)
         before = dict(self.bests)
         self.bests |= improved
@@ -171,7 +179,9 @@ class Checkpoint:
             number = run.progress.epoch + (run.progress.batch > 0)
             names.append(f"best_inference_{number:04d}.ckpt")
         best: dict[str, State] = {name: {"model": _validation_weights(run)} for name in names}
-        self._write(run, {**best, **wanted, resume.LATEST: self._rest(run)}, before)
+        rest = self._rest(run)
+        others = {name: rest if state is None else state for name, state in wanted.items()}
+        self._write(run, {**best, **others, resume.LATEST: rest}, before)
 
     def _improved(self, run: Run, metrics: Mapping[str, float]) -> dict[str, float]:
         """Values by file stem that are not worse than the best so far; NaN never is."""
@@ -214,17 +224,27 @@ class Checkpoint:
 
     def _begin(self, run: Run) -> None:
         """Choose who writes, and let it get ready as soon as the state has its full size."""
-        from hookloop.writer import AtOnce, Background, Files
+        from hookloop.writer import AtOnce, Background, Elsewhere, Files
 
-        self._writer = Background() if self.asynchronous else AtOnce()
+        strategy = run.optimization.strategy
+        if run.ranks.leads:
+            self._writer = Background(strategy.copying()) if self.asynchronous else AtOnce()
+        else:
+            self._writer = Elsewhere()
         run.cleanup.callback(self._writer.close)
+        _expect_equal_buffers(run)  # not only when an hour of training is to be saved
         outcome = self._writer.prepare(Files(resume.directory(run), {resume.LATEST: self._rest(run)}))
         self._saving = _Saving(outcome, (), run.progress.step, {})
 
     def _save_latest(self, run: Run) -> None:
         """Write ``latest.ckpt`` unless it already holds this progress."""
+        self._follow(run)
         if self.save and self.saved != _moment(run):
             self._write(run, {resume.LATEST: self._rest(run)}, self.bests)
+
+    def _follow(self, run: Run) -> None:
+        """Decide by what rank 0 knows, which alone hears of what could not be written."""
+        self.saved, self.bests = run.ranks.broadcast((self.saved, self.bests))
 
     def _write(self, run: Run, parts: Mapping[str, State], before: Mapping[str, float]) -> None:
         """Hand files to the writer when it is done with those before.
@@ -237,11 +257,12 @@ class Checkpoint:
             self._begin(run)
         self._hear(run)
         head = self._head(run)
+        states = cast("Mapping[str, State]", run.optimization.strategy.gathered(dict(parts)))
         group = Files(
             resume.directory(run),
-            {name: {**head, **part} for name, part in parts.items()},
+            {name: {**head, **state} for name, state in states.items()},
             conditions=[f"{stem}.ckpt" for stem in self.best],
-            check=partial(_expect_finite, run),
+            check=partial(_expect_sound, run),
         )
         assert self._writer is not None
         try:
@@ -254,7 +275,8 @@ class Checkpoint:
             )
             self._writer = AtOnce()
             outcome = self._writer.write(group)
-        self._saving = _Saving(outcome, tuple(parts), run.progress.step, dict(before))
+        told = tuple(parts) if run.ranks.leads else ()
+        self._saving = _Saving(outcome, told, run.progress.step, dict(before))
         self.saved = _moment(run)
         if outcome.done():
             self._hear(run)
@@ -296,16 +318,11 @@ class Checkpoint:
 
     def _rest(self, run: Run) -> State:
         """Everything that a run goes on from."""
-        states = {
-            name: plugin.state_dict()
-            for name, plugin in run.plugins.items()
-            if isinstance(plugin, resume.Stateful)
-        }
         return {
             "model": run.task.model.state_dict(),
-            "optimization": run.optimization.state_dict(),
+            "optimization": run.optimization.shared_state(),
             "trained": run.optimization.trained,
-            "plugins": states,
+            "plugins": resume.states(run),
             "evaluated": run.progress.evaluated,
             "learned": resume.learned(run),
         }
@@ -349,13 +366,31 @@ def _validation_weights(run: Run) -> Mapping[str, Tensor]:
     return cast("Mapping[str, Tensor]", run.task.model.state_dict())
 
 
+def _expect_sound(run: Run) -> None:
+    """Refuse to keep what is worth nothing, or tells of rank 0 only."""
+    _expect_finite(run)
+    _expect_equal_buffers(run)
+
+
+def _expect_equal_buffers(run: Run) -> None:
+    from hookloop.strategies import expect_equal_buffers
+
+    expect_equal_buffers(run.ranks, run.task.model)
+
+
 def _expect_finite(run: Run) -> None:
-    """Refuse to keep weights, or gradients that wait for their update, that have left the finite numbers."""
+    """Refuse to keep weights, or gradients that wait for their update, that have left the finite numbers.
+
+    Every rank asks, since each may hold others.
+    """
     import torch
 
-    parameters = [p for p in run.task.model.parameters() if p.numel()]
-    weights = [t.detach() for p in parameters for t in (p, p.grad) if t is not None]
-    if weights and not torch.isfinite(torch.stack(torch._foreach_norm(weights))).all():  # noqa: SLF001
+    from hookloop.sharding import own_part
+
+    tensors = [t for p in run.task.model.parameters() for t in (p, p.grad) if t is not None]
+    weights = [part for t in tensors if (part := own_part(t).detach()).numel()]
+    finite = not weights or bool(torch.isfinite(torch.stack(torch._foreach_norm(weights))).all())  # noqa: SLF001
+    if not all(run.ranks.gather(finite)):
         raise Diverged(
             f"step {run.progress.step}: the weights are not finite, so they are not saved; "
             f"the last good checkpoint is {resume.directory(run) / resume.LATEST}; "

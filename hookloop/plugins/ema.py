@@ -14,7 +14,8 @@ from hookloop.hookspecs import hookimpl
 from hookloop.settings import doc
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -73,6 +74,10 @@ class EMA:
     """Those and the further names of weights that are shared."""
     weights: list[Tensor] = field(factory=list, init=False)
     averages: list[Tensor] = field(factory=list, init=False)
+    _parts: tuple[list[Tensor], list[Tensor]] = field(factory=lambda: ([], []), init=False)
+    """What this rank holds of the averages and of the weights: all of them, unless they are sharded."""
+    _untracked: AbstractContextManager[None] = field(init=False, repr=False)
+    _foreach_lerp: Callable[[list[Tensor], list[Tensor], float], None] = field(init=False, repr=False)
 
     @hookimpl
     def before_run(self, run: Run) -> None:
@@ -80,14 +85,21 @@ class EMA:
 
         :raises HookloopError: where several averages are to be validated with.
         """
+        import torch
+
+        from hookloop.sharding import own_part
+
         self.name = next(name for name, plugin in run.plugins.items() if plugin is self)
         _expect_one_lent(run.plugins)
+        # looked up once: import and a new context would take 5 µs a step
+        self._untracked, self._foreach_lerp = torch.no_grad(), torch._foreach_lerp_
         trained = _trained(run.task.model)
         named = run.task.model.named_parameters(remove_duplicate=False)
         self.names = list(trained)
         self.every_name = [name for name, p in named if p.requires_grad]
         self.weights = list(trained.values())
         self.averages = [p.detach().clone() for p in self.weights]
+        self._parts = [own_part(a) for a in self.averages], [own_part(w) for w in self.weights]
         self.updates = 0
         self.gamma = None if self.sigma_rel is None else exponent(self.sigma_rel)
 
@@ -114,11 +126,9 @@ class EMA:
     @hookimpl
     def after_batch(self) -> None:
         """Move every average towards its weight: a += (1 - decay) (w - a)."""
-        import torch
-
         self.updates += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(self.averages, self.weights, 1.0 - self.decay_now())
+        with self._untracked:
+            self._foreach_lerp(*self._parts, 1.0 - self.decay_now())
 
     def decay_now(self) -> float:
         """The decay of update number ``updates``."""
@@ -146,18 +156,10 @@ class EMA:
         if not self.validate_with:
             yield
             return
-        with self._holding():
-            yield
+        from hookloop.sharding import holding
 
-    @contextmanager
-    def _holding(self) -> Iterator[None]:
-        """Point the weights at the averages, then back at what they were: within itself it changes nothing."""
-        before = [weight.data for weight in self.weights]
-        try:
-            _point(self.weights, self.averages)
+        with holding(self.weights, self.averages):
             yield
-        finally:
-            _point(self.weights, before)
 
     def validation_weights(self, model: nn.Module) -> Mapping[str, Tensor] | None:
         """The model's state dict as validation sees it; ``None`` if it sees the raw weights."""
@@ -165,8 +167,10 @@ class EMA:
 
     def averaged_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
         """Give the model's state dict with the averages in it, under every name of a shared weight."""
-        with self._holding():
-            return model.state_dict()
+        from hookloop.sharding import holding, kept
+
+        with holding(self.weights, self.averages):
+            return kept(model.state_dict())
 
     def state_dict(self) -> dict[str, object]:
         """The averages by parameter name, and how many updates made them."""
@@ -177,6 +181,8 @@ class EMA:
 
         :raises HookloopError: naming the first ones that are missing or of another shape; nothing is changed then.
         """
+        from hookloop.sharding import part_of
+
         saved = cast("Mapping[str, Tensor]", state["averages"])
         own = dict(zip(self.names, self.averages, strict=True))
         odd = [f"{name} is missing" for name in own if name not in saved]
@@ -190,7 +196,7 @@ class EMA:
                 f"{self.name}: saved averages of other weights: {'; '.join(odd[:3])}; expected those trained here"
             )
         for name, average in own.items():
-            average.copy_(saved[name])
+            average.copy_(part_of(saved[name], average))
         self.updates = int(state["updates"])  # type: ignore[call-overload]
 
     def average_facts(self) -> dict[str, object]:
@@ -210,8 +216,3 @@ def _expect_one_lent(plugins: Mapping[str, object]) -> None:
         raise HookloopError(
             f"{' and '.join(lent)}: each is to be validated with, expected one average; set {options}"
         )
-
-
-def _point(weights: Iterable[Tensor], data: Iterable[Tensor]) -> None:
-    for weight, tensor in zip(weights, data, strict=True):
-        weight.data = tensor

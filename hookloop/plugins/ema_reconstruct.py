@@ -10,7 +10,6 @@ from attrs import frozen
 
 from hookloop.averaging import Profile, combination, exponent
 from hookloop.errors import HookloopError
-from hookloop.resume import expect_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -148,6 +147,7 @@ def _read_facts(path: Path) -> Snapshot | None:
 
 def _load(path: Path) -> dict[str, object]:
     from hookloop import files
+    from hookloop.resume import expect_format
 
     try:
         state = files.load(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from attrs import Attribute, define, evolve, field, frozen
@@ -16,11 +16,12 @@ from hookloop.task import Generative, NamesVariables, WithoutBaseline
 from hookloop.words import suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from hookloop.core import Run
+    from hookloop.last_rows import LastRows
     from hookloop.scoring import Results, Scoring
     from hookloop.task import Paired
 
@@ -136,7 +137,9 @@ class Generation:
         metadata=doc(f"named sets of cases, each scored by itself too; the split '{_DEFAULT}' if not given"),
     )
     figures: int = field(
-        default=1, validator=ge(0), metadata=doc("of how many of the last cases to draw figures")
+        default=1,
+        validator=ge(0),
+        metadata=doc("of how many of the last cases to draw figures; those of scores are drawn regardless"),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -208,6 +211,9 @@ class Generation:
         With named sets each has its own below ``inference/<set>/``; ``inference/error`` and the means over
         variables are weighted means over the sets.
 
+        Several ranks generate windows, or members of one, each its own; rank 0 scores what all have counted, draws
+        it and tells the others the numbers.
+
         :raises Diverged: where a generated field is not finite.
         :raises HookloopError: where there is no case, or the data make a score undefined.
         """
@@ -219,12 +225,11 @@ class Generation:
         means: dict[str, dict[str, float]] = {}
         for name, own in due.items():
             prefix = f"{name}/" if self.sets else ""
-            results = self._inferred(run, task, own.split or name, own, prefix)
-            if results is None:
+            inferred = self._inferred(run, task, own.split or name, own, prefix)
+            if inferred is None:
                 return None
-            means[name] = {**results.means, "error": self._error(results)}
-            found = {**results.metrics(), **means[name]}
-            metrics |= {f"inference/{prefix}{key}": value for key, value in found.items()}
+            found, means[name] = inferred
+            metrics |= {f"inference/{prefix}{key}": value for key, value in {**found, **means[name]}.items()}
         over_sets = _weighted(means, {name: own.weight for name, own in due.items()})
         metrics |= {f"inference/{key}": value for key, value in over_sets.items()}
         return metrics or None
@@ -257,40 +262,41 @@ class Generation:
 
     def _inferred(
         self, run: Run, task: Generative, split: str, own: InferenceSet, prefix: str
-    ) -> Results | None:
-        """Generate, score and draw the cases of *split*; ``None`` when stopped."""
+    ) -> tuple[dict[str, float], dict[str, float]] | None:
+        """Generate, score and draw the cases of *split*; ``None`` when stopped.
+
+        :returns: the scores of variables and their means over variables, the same on every rank: rank 0's.
+        """
         import torch
 
-        from hookloop.drawing import Drawing
         from hookloop.evaluation import evaluating
-        from hookloop.figure_files import keep_units
         from hookloop.scoring import Scoring
 
         scoring = Scoring(self.metrics, run.seed, self.weights)
         # Not inference_mode: what a model caches meanwhile must remain usable for training.
         with evaluating(task.model), torch.no_grad(), run.optimization.autocast():
-            last, rows = self._generate(run, task, split, own, scoring)
-        if run.stopping:
+            last = self._generate(run, task, split, own, scoring)
+        if run.agree():
             return None
-        if last is None:
-            raise HookloopError(f"generation: found no case in the split {split}, expected at least one")
-        results = scoring.results()
-        drawing = Drawing(run, prefix)
-        for paired, row in rows:
-            drawing.case(paired, row)
-        drawing.pictures(results, last)
-        keep_units(run, {name: last.units[name] for name in last.prediction if name in last.units})
-        return results
+        scoring.collect(run.ranks)
+        rows = last.collect(run.ranks)
+        numbers = None
+        if run.ranks.leads and last.latest is not None:
+            results = scoring.results()
+            _draw(run, prefix, rows, results, last.latest)
+            numbers = results.metrics(), {**results.means, "error": self._error(results)}
+        return run.ranks.broadcast(numbers)
 
     def _generate(
         self, run: Run, task: Generative, split: str, own: InferenceSet, scoring: Scoring
-    ) -> tuple[Paired | None, Iterable[tuple[Paired, int]]]:
-        """Count everything; give what was generated last, and the rows whose figures are wanted."""
+    ) -> LastRows:
+        """Count everything; give the rows whose figures are wanted."""
+        from hookloop.last_rows import LastRows
         from hookloop.looper import ensembles
+        from hookloop.scoring import days_of
 
-        paired: Paired | None = None
-        rows: deque[tuple[Paired, int]] = deque(maxlen=self.figures)
-        for _, paired in ensembles(
+        last = LastRows(self.figures)
+        for generated in ensembles(
             run,
             task,
             split,
@@ -298,11 +304,17 @@ class Generation:
             max_batch=_AUTO_BATCH if self.max_batch == "auto" else self.max_batch,
             limit=own.windows or self.windows,
         ):
+            own_days = None if generated is None else (generated.number, days_of(generated.paired))
+            for days in filter(None, run.ranks.gather(own_days)):
+                scoring.know(*days)
+            if generated is None:
+                continue
+            paired = generated.paired
             for name in paired.prediction:
                 _expect_finite(name, paired)
             scoring.count(paired)
-            rows.extend((paired, row) for row in range(len(paired.labels)))
-        return paired, rows
+            last.add(generated)
+        return last
 
     def _error(self, results: Results) -> float:
         from hookloop.scoring import mean
@@ -315,6 +327,20 @@ class Generation:
                 f"one that is defined, such as {' or '.join(others)}"
             )
         return mean(found)
+
+
+def _draw(
+    run: Run, prefix: str, rows: Sequence[tuple[Paired, int]], results: Results, latest: Paired
+) -> None:
+    """Draw the *rows* and what the scores have to show, on the grid of *latest*; note the units."""
+    from hookloop.drawing import Drawing
+    from hookloop.figure_files import keep_units
+
+    drawing = Drawing(run, prefix)
+    for paired, row in rows:
+        drawing.case(paired, row)
+    drawing.pictures(results, latest)
+    keep_units(run, {name: latest.units[name] for name in latest.prediction if name in latest.units})
 
 
 def _weighted(means: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from io import FileIO
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from attrs import define, field
 
@@ -35,6 +35,8 @@ class Jsonl:
     Numbers that are not finite are written as ``NaN``, ``Infinity`` and ``-Infinity``, which Python and
     pandas read back. Lines that a full disk refuses wait, also in the checkpoint, until there is room.
     """
+
+    leader_only: ClassVar[bool] = True
 
     _file: FileIO | None = field(init=False, default=None)
     _recorded: dict[int, set[str]] = field(init=False, factory=dict)

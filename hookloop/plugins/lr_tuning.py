@@ -33,6 +33,7 @@ class LRTuning:
 
     The other rate is adopted, on top of any schedule, where it validates better, with the averaged weights if
     the run validates with those. The trials leave no trace in the run's state, and count as no progress.
+    Several ranks make them together; where a plugin raises ``Diverged`` on one of several, the run ends.
     """
 
     epochs: str = field(
@@ -108,6 +109,8 @@ class LRTuning:
                 self._train(run, averaging)
                 return math.nan if run.stopping else _validated(run, averaging)
             except Diverged:
+                if run.ranks.world > 1:  # others may train on, and would wait for this one
+                    raise
                 return math.nan
 
     def _train(self, run: Run, averaging: Mapping[str, object]) -> None:
@@ -115,13 +118,13 @@ class LRTuning:
         trial = copy(run)
         trial.progress = evolve(run.progress)
         after_batch = _subset(run, "after_batch", averaging)
-        for batch in run.task.data["train"].batches(run.progress.epoch, start=0, stop=self.batches):
+        for batch in run.data["train"].batches(run.progress.epoch, start=0, stop=self.batches):
             _stop_in_time(run)
-            if run.stopping:
+            if run.agree():
                 return
             losses = trial.hook.train_step(run=trial, batch=batch)
-            if trial.stopping:
-                run.stop(trial.stopping.why, trial.stopping.code)
+            if trial.asked.stop:
+                run.stop(trial.asked.stop.why, trial.asked.stop.code)
             trial.progress.batch += 1
             trial.progress.step += 1
             after_batch(run=trial, batch=batch, losses=losses)

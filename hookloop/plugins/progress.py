@@ -53,10 +53,8 @@ class Window:
             return
         import torch
 
-        moved = torch.stack(
-            [value.detach().float() for _, losses in self.pending for value in losses.values()]
-        )
-        values = iter(moved.tolist())
+        moved = torch.stack([value for _, losses in self.pending for value in losses.values()])
+        values = iter(moved.float().tolist())
         found = [(at, {key: next(values) for key in losses}) for at, losses in self.pending]
         for at, losses in found:
             for key, value in losses.items():
@@ -186,7 +184,7 @@ def _make_display(run: Run) -> Lines | Bar:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not (sys.stderr.isatty() and console.is_interactive):
+    if not (run.ranks.leads and sys.stderr.isatty() and console.is_interactive):
         return Lines()
     epoch, numbers = TextColumn("epoch {task.fields[epoch]}"), TextColumn("{task.fields[numbers]}")
     columns = (epoch, BarColumn(), MofNCompleteColumn(), numbers, TimeRemainingColumn())
@@ -307,11 +305,15 @@ def _first_losses(run: Run) -> dict[str, float]:
     from hookloop.evaluation import evaluating
     from hookloop.seeding import seed_torch
 
-    batch = next(iter(run.task.data["train"].batches(0, start=0, stop=1)))
+    data = run.data["train"]
+    batch = next(iter(data.batches(0, start=0, stop=1)))
     seed_torch(run.seed("first_batch"), run.device)
     with torch.no_grad(), evaluating(run.task.model), run.optimization.autocast():
         losses = run.task.loss(batch)
+    share = run.ranks.share
+    weight = share.weight(min(data.batch_size, data.n_samples)) / share.world
+    every = run.ranks.gather({key: value.float().item() * weight for key, value in losses.items()})
     first = Window(run)
-    first.add((0, 0, 0), losses)
+    first.add((0, 0, 0), {key: torch.tensor(sum(own[key] for own in every)) for key in losses})
     first.settle()
     return first.means()

@@ -116,6 +116,8 @@ class Validation:
         from hookloop.figure_files import keep
 
         measured, self._measured = self._measured, None
+        if not run.ranks.leads:  # which writes files, and is who figures are logged by
+            return
         at = run.progress
         when = f"epoch {at.epoch + (at.batch > 0)}" if at.step else "before training"
         figure = chart_figure(measured.chart(), f"Loss by noise level, {when}", "")

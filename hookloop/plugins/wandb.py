@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from urllib.parse import urlparse
 
 from attrs import define, field
@@ -37,6 +37,8 @@ _FINISH_SECONDS = 30.0
 @define(eq=False)
 class Wandb:
     """Send metrics and figures to Weights & Biases; whatever happens to its server, the run goes on."""
+
+    leader_only: ClassVar[bool] = True
 
     project: str = field(default="hookloop", metadata=doc("the project the run belongs to"))
     entity: str | None = field(default=None, metadata=doc("the user or team; the key's own if not given"))

@@ -40,7 +40,7 @@ class Cases:
 
 
 class Sum(Protocol):
-    """What can be added up, and repeated as the bootstrap does: a tensor, for one."""
+    """What can be added up, repeated as the bootstrap does, and pickled for another rank: a tensor, for one."""
 
     def __add__(self, other: Self, /) -> Self:
         """Add what another has counted."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from hookloop.scores.histogram import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hookloop.scores.score import Score, Sum
 
@@ -40,17 +40,40 @@ class Tally:
     _shared: dict[str, str] = field(init=False, factory=dict)
     """By day, the earlier one whose sums it shares."""
 
+    def know(self, days: Iterable[str]) -> None:
+        """Put *days* in this order, before any case of them is counted.
+
+        Tallies that know the same days let the same ones share their sums: only those can be merged to what one
+        alone would have counted.
+        """
+        for day in days if self.score.headline else ():
+            self._of(day)
+
     def add(self, day: str, sums: Sums) -> None:
         """Count more cases of *day*."""
-        day = day if self.score.headline else ""
+        _add(self._of(day if self.score.headline else ""), sums)
+
+    def merge(self, days: Mapping[str, Sums]) -> None:
+        """Count what another has counted too: its :meth:`to_host`."""
+        for day, sums in days.items():
+            self.add(day, sums)
+
+    def order(self, places: Mapping[str, tuple[int, int]]) -> None:
+        """Put the days that have *places* in their order; those that share sums are where the first of them is."""
+        self._days = dict(sorted(self._days.items(), key=lambda item: places.get(item[0], ())))
+
+    def to_host(self) -> Mapping[str, Sums]:
+        """Bring the sums to the host; give them by day, without the score, which need not be pickled."""
+        self._days = {
+            day: {name: value.cpu() for name, value in sums.items()} for day, sums in self._days.items()
+        }
+        return self._days
+
+    def _of(self, day: str) -> dict[str, Sum]:
+        """Give the sums that cases of *day* are added to."""
         if len(self._days) == _MOST and day not in self._days and day not in self._shared:
             self._join_neighbours()
-        _add(self._days.setdefault(self._shared.get(day, day), {}), sums)
-
-    def merge(self, other: Tally) -> None:
-        """Count what *other* has counted too."""
-        for day, sums in other._days.items():
-            self.add(day, sums)
+        return self._days.setdefault(self._shared.get(day, day), {})
 
     def _join_neighbours(self) -> None:
         """Let every second day share the sums of the one before it."""

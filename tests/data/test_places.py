@@ -42,6 +42,19 @@ def test_auto_holds_what_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert chosen(12 * SIZE + 1) == ["ram", "ram", "none", "ram"]
 
 
+def test_ranks_share_the_memory_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a split of its own: of two, one split less than an eighth of the memory."""
+    auto = {"train": SplitOptions(), "validation": SplitOptions()}
+    sizes = dict.fromkeys(auto, Fields())
+    for memory, expected in (
+        (8 * SIZE, ["none", "none"]),
+        (8 * SIZE + 1, ["ram", "none"]),
+        (16 * SIZE + 1, ["ram", "ram"]),
+    ):
+        monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.__getitem__)
+        assert list(places(auto, sizes, torch.device("cpu"), 2).values()) == expected
+
+
 def test_what_is_read_together_is_small() -> None:
     """64 MiB, at most so many times, and one at least."""
     assert (fitting(2**26), fitting(2**26 + 1), fitting(2**24)) == (1, 1, 4)

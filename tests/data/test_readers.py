@@ -16,7 +16,7 @@ import zarr
 
 from hookloop.data.fields import Fields, Part
 from hookloop.data.grids import Axis
-from hookloop.data.readers import DEATHS, Inline, Readers
+from hookloop.data.readers import DEATHS, Inline, Readers, default_workers
 from hookloop.data.reading import Cut, Job, Slab, neighbours
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.patches import cells
@@ -109,6 +109,12 @@ def test_the_cells_of_a_patch_are_those_of_the_plan(count: int, halo: int, size:
     start = torch.arange(size if wraps else size - count + 1)
     expected = cells(start, count, halo, size, wraps=wraps)
     np.testing.assert_array_equal(neighbours(start.numpy(), count, halo, size, wraps=wraps), expected)
+
+
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside each that trains up to eight, and one at least, whatever there is."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(20), raising=False)
+    assert [default_workers(n) for n in (1, 2, 4, 10, 40)] == [8, 8, 4, 1, 1]
 
 
 def test_jobs_are_done(sides: tuple[Fields, Fields]) -> None:

@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from hypotheses import many
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hookloop.diffusion.edm import (
@@ -15,6 +18,8 @@ from hookloop.diffusion.edm import (
     lognormal_sigma,
     loss_weight,
 )
+from hookloop.diffusion.noise import Rows
+from hookloop.distributed import Share
 
 
 class Recorder(nn.Module):
@@ -128,3 +133,83 @@ def test_the_loss_of_an_objective_is_that_at_the_levels_it_draws() -> None:
     assert list(expected) == list(found) == ["loss", "loss/t", "loss/q"]
     for name, loss in expected.items():
         assert found[name].mean().item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def drawn_as_before(clean: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Draw σ, then noise like the clean fields."""
+    sigma = (torch.randn(len(clean)) * objective.std + objective.mean).exp()
+    return sigma, torch.randn_like(clean)
+
+
+def test_noise_of_a_batch_is_one_draw_of_levels_and_one_of_fields() -> None:
+    """Bit for bit what the denoiser is given: ln σ from the first draw, noise like the fields from the second."""
+    clean, objective = torch.randn(6, 2, 3, 4), Objective(["t", "q"], {}, -1.2, 1.2)
+    torch.manual_seed(4)
+    sigma, noise = drawn_as_before(clean, objective)
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def denoiser(x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
+        given.append((x, sigma))
+        return x
+
+    torch.manual_seed(4)
+    objective.loss(denoiser, clean, torch.zeros(6, 0, 3, 4))
+    ((x, levels),) = given
+    assert torch.equal(levels, sigma)
+    assert torch.equal(x, clean + sigma[:, None, None, None] * noise)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 9])
+def test_rows_of_a_batch_have_the_losses_that_they_have_in_the_whole(world: int) -> None:
+    """At given quantiles, row by row, to rounding: level and noise are those of the row's number."""
+    clean, objective = torch.randn(7, 2, 3, 4), Objective(["t", "q"], {"q": 2.0}, -1.2, 1.2)
+    condition, quantiles = torch.randn(7, 1, 3, 4), torch.linspace(0.1, 0.9, 7, dtype=torch.float64)
+
+    def denoiser(x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+        return x / (1 + sigma[:, None, None, None]) + condition
+
+    torch.manual_seed(2)
+    whole = objective.loss_at(denoiser, clean, condition, quantiles)
+    for rank in range(world):
+        own = range(rank, 7, world) or range(1)
+        torch.manual_seed(2)
+        here = list(own)
+        found = objective.loss_at(denoiser, clean[here], condition[here], quantiles, Rows(own, 7))
+        for name, loss in whole.items():
+            torch.testing.assert_close(found[name], loss[here], rtol=1e-6, atol=0)
+
+
+@given(size=st.integers(1, 12), world=st.integers(1, 15), seed=st.integers(0, 99))
+@many(60)
+def test_weighted_losses_and_gradients_of_ranks_are_those_of_the_batch(
+    size: int, world: int, seed: int
+) -> None:
+    """The mean over ranks of weight · mean over own rows, and its gradient, in float64, whoever has no row."""
+    generator = torch.Generator().manual_seed(seed)
+    clean, condition = (
+        torch.randn(size, 2, 3, 4, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    objective = Objective(["t", "q"], {"q": 2.0}, -1.2, 1.2)
+
+    def measured(own: range) -> tuple[float, float]:
+        weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        torch.manual_seed(seed)
+        here = list(own)
+        losses = objective.loss(
+            lambda x, sigma, c: weight * x / (1 + sigma[:, None, None, None]) + weight**2 * c,
+            clean[here],
+            condition[here],
+            Rows(own, size),
+        )
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        assert weight.grad is not None
+        return losses["loss"].item(), weight.grad.item()
+
+    shares = [Share(rank, world) for rank in range(world)]
+    found = [(share.weight(size), measured(share.rows(size))) for share in shares]
+    loss, gradient = measured(range(size))
+    assert sum(weight * own for weight, (own, _) in found) / world == pytest.approx(loss, rel=1e-12)
+    # The answer of the denoiser is float32, and so is what comes back through it, divided by other counts.
+    assert sum(weight * own for weight, (_, own) in found) / world == pytest.approx(
+        gradient, rel=1e-5, abs=1e-4
+    )

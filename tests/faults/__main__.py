@@ -27,6 +27,7 @@ class Options:
     """What the command line asks for."""
 
     kills: int
+    rank_kills: int
     sample: int | None
     seconds: float | None
     seed: int
@@ -51,8 +52,9 @@ class Options:
             return tally.runs == len(self.plans)
         if self.seconds is not None and time.monotonic() - tally.began > self.seconds / len(self.scenarios):
             return True
-        if tally.name == "random kills":
-            return tally.kills >= self.kills
+        without_end = {"random kills": self.kills, "random kills of ranks": self.rank_kills}
+        if tally.name in without_end:
+            return tally.kills >= without_end[tally.name]
         return self.sample is not None and tally.runs >= self.sample
 
 
@@ -68,6 +70,7 @@ def _fast_folder() -> str | None:
 
 @click.command(help=__doc__)
 @click.option("--kills", default=1000, show_default=True, help="Kills at random instants.")
+@click.option("--rank-kills", default=200, show_default=True, help="The same, of runs in two processes.")
 @click.option("--sample", type=int, help="At most so many runs of each other scenario; all if not given.")
 @click.option("--seconds", type=float, help="Stop early after so many, the same share for each scenario.")
 @click.option("--seed", default=0, show_default=True, help="What is drawn: the same seed, the same plans.")

@@ -12,6 +12,7 @@ import sys
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from signal import SIGKILL
 from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
@@ -20,7 +21,7 @@ from faults import comparison, disk, points, shim
 from faults.server import Shot, Start
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 EVERY = 2
 """Batches between checkpoints."""
@@ -50,17 +51,30 @@ _FIELDS = {
     "generation.members": 2,
     "generation.windows": 1,
 }
+_FEW = {**_FIELDS, "generation.figures": 0, "generation.metrics": "[ensemble]"}
+
+
+@frozen
+class Job:
+    """The plugins and options of a kind of run, and in how many processes it is done."""
+
+    plugins: str
+    options: Mapping[str, object]
+    processes: int = 1
+
+
 JOBS = {
-    "downscaling": ("downscaling,ema,chaos", {**_FIELDS, "generation.figures": 0}),
-    "figures": ("downscaling,ema,chaos", {**_FIELDS, "generation.figures": 1, "generation.epochs": '"-1:"'}),
-    "synchronous": (
-        "downscaling,ema,chaos",
-        {**_FIELDS, "generation.figures": 0, "checkpoint.asynchronous": "false"},
+    "downscaling": Job("downscaling,ema,chaos", _FEW),
+    "figures": Job(
+        "downscaling,ema,chaos", {**_FIELDS, "generation.figures": 1, "generation.epochs": '"-1:"'}
     ),
-    "workers": ("workers,ema,chaos", {**_BATCHES, "workers.shielded": "true"}),
-    "unshielded": ("workers,ema,chaos", {**_BATCHES, "workers.shielded": "false"}),
+    "synchronous": Job("downscaling,ema,chaos", {**_FEW, "checkpoint.asynchronous": "false"}),
+    "workers": Job("workers,ema,chaos", {**_BATCHES, "workers.shielded": "true"}),
+    "unshielded": Job("workers,ema,chaos", {**_BATCHES, "workers.shielded": "false"}),
+    "ranks": Job("downscaling,ema,chaos", _FEW, 2),
+    "sharded": Job("downscaling,ema,chaos", {**_FEW, "distributed.strategy": "fully_shard"}, 2),
 }
-"""The plugins and options of each kind of run: 12 batches in 2 epochs, 11 samples making the last one short."""
+"""12 batches in 2 epochs, 11 samples making the last one short: of two ranks one then has none."""
 
 
 @frozen
@@ -123,6 +137,16 @@ class Trial:
         return self.bench.base / "trials" / self.name
 
     @property
+    def processes(self) -> int:
+        """How many processes do each start."""
+        return JOBS[self.job].processes
+
+    @property
+    def killed(self) -> int:
+        """What the command answers where a process that does the work is killed."""
+        return -SIGKILL if self.processes == 1 else 1
+
+    @property
     def top(self) -> Path:
         """What stands for the disk; the run is in ``run`` below it."""
         return self.place / "disk"
@@ -134,13 +158,13 @@ class Trial:
 
     @property
     def records(self) -> Path:
-        """The operations of the last start."""
+        """The operations of the last start: of its first rank, where there are several."""
         return self.place / f"operations.{self.starts}"
 
     def replay(self) -> disk.Disk:
         """Do again what all starts did to a new directory."""
         paths = [self.place / f"operations.{number}" for number in range(1, self.starts + 1)]
-        return disk.Disk.replay(self.top, (record for path in paths for record in shim.read(path)))
+        return disk.Disk.replay(self.top, (record for path in paths for record in shim.read_all(path)))
 
     def expect(self, holds: object, otherwise: str) -> None:
         """Note a problem where something does not hold."""
@@ -175,16 +199,18 @@ class Trial:
                 trap=trap or shim.Trap(),
                 point=point,
                 shots=shots,
+                processes=self.processes,
             )
             for suffix in ("", *(f".{copy}" for copy in range(1, copies)))
         ]
-        codes, seconds = self.server.ask(starts)
+        codes, seconds, left = self.server.ask(starts)
         ended = [
             Ended(code, seconds, _text(Path(start.console)))
             for start, code in zip(starts, codes, strict=True)
         ]
         for end in ended:
             self.expect(end.code is not None, f"start {self.starts} hung for {_LIMIT:g} s")
+            self.expect(not left, f"start {self.starts} left {left} processes over")
             if end.code == 0:
                 self.expect("run.finished" in end.text, f"start {self.starts} ended with 0, unfinished")
             self._count_redone(end)
@@ -241,7 +267,7 @@ def _text(console: Path) -> str:
 
 def redoable(job: str) -> int:
     """Steps that a kill may cost: an interval, and another one if a thread is writing the state before it."""
-    synchronous = JOBS[job][1].get("checkpoint.asynchronous") == "false"
+    synchronous = JOBS[job].options.get("checkpoint.asynchronous") == "false"
     return EVERY if synchronous else 2 * EVERY
 
 
@@ -252,12 +278,12 @@ class Server:
     process: subprocess.Popen[bytes]
     channel: socket.socket
 
-    def ask(self, starts: Sequence[Start]) -> tuple[list[int | None], float]:
-        """Have children do *starts* at the same time, and wait for them."""
+    def ask(self, starts: Sequence[Start]) -> tuple[list[int | None], float, int]:
+        """Have children do *starts* at the same time, wait for them, and count processes left over."""
         request = {"starts": [start.plain() for start in starts], "limit": _LIMIT}
         self.channel.sendall(json.dumps(request).encode() + b"\n")
         answer = json.loads(_line(self.channel))
-        return answer["codes"], answer["seconds"]
+        return answer["codes"], answer["seconds"], answer["left"]
 
 
 def _line(channel: socket.socket) -> bytes:
@@ -315,13 +341,16 @@ class Bench:
 
     def command(self, job: str, directory: str = "run") -> list[str]:
         """Give the arguments of ``hookloop`` for a kind of run; the directory is relative, so files are alike."""
-        plugins, options = JOBS[job]
         sets = [
             part
-            for key, value in options.items()
+            for key, value in JOBS[job].options.items()
             for part in ("--set", f"{key}={str(value).replace('DATA', str(self.data))}")
         ]
-        return ["run", "--plugins", plugins, "--dir", directory, *sets, str(self.data / "cfg.yaml")]
+        several = ["--nproc", str(JOBS[job].processes)] if JOBS[job].processes > 1 else []
+        return [
+            *("run", *several, "--plugins", JOBS[job].plugins, "--dir", directory),
+            *(*sets, str(self.data / "cfg.yaml")),
+        ]
 
     @contextmanager
     def server(self) -> Iterator[Server]:
@@ -330,7 +359,7 @@ class Bench:
         number = len(list(self.base.glob("warm.*")))
         warm = self.base / f"warm.{number}"
         warm.mkdir()
-        lines = [self.command(job, job) for job in JOBS]
+        lines = [self.command(name, name) for name, job in JOBS.items() if job.processes == 1]
         with (warm / "server.log").open("wb") as log, ours, theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "faults.server", str(theirs.fileno()), json.dumps(lines)],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from faults.shim import Record
 
 _CLOCK = re.compile(r"time|.*_seconds|.*samples_per_second")
+_LOG = re.compile(r"log(\.rank\d+)?\.jsonl")
 _OWN = {"step", "epoch", "time"}
 _MAY_APPEAR = re.compile(r"metrics\.\d+\.jsonl")
 """Metrics of a start that left nothing to resume."""
@@ -77,7 +78,7 @@ class Whole:
         self, directory: Path, name: str, excused: Collection[str], ignored: Collection[str]
     ) -> Iterator[str]:
         path = directory / name
-        if path.is_dir() or name == "log.jsonl":
+        if path.is_dir() or _LOG.fullmatch(name):
             return
         if name == "metrics.jsonl":
             yield from self._compare_metrics(path, excused)

@@ -34,6 +34,8 @@ class Point:
     signal: int
     group: bool = False
     """To all processes of the run, as a scheduler does, or only to the one that got there."""
+    rank: int = 0
+    """Which of several ranks is to get there."""
 
     def plain(self) -> dict[str, object]:
         """Give what JSON knows."""

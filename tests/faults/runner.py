@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
-from faults import damaged, failing, kills, sweep
+from faults import damaged, failing, kills, ranks, sweep
 from faults.bench import Bench, Server, Trial
 from faults.plans import Plan, Scenario
 from faults.report import Progress, Tally
@@ -21,6 +21,9 @@ SCENARIOS: dict[str, Scenario] = {
     "full disk": failing.really_full,
     "damaged": damaged.checkpoints,
     "two at once": damaged.two_at_once,
+    "random kills of ranks": ranks.at_random,
+    "ranks at named points": ranks.at_points,
+    "every operation of rank 0": sweep.by_rank_0,
 }
 
 

@@ -1,7 +1,10 @@
 """A process that has everything imported, one thread and one run behind it, and forks a child for each start.
 
 A request is a line of JSON, ``{"starts": [Start, …], "limit": seconds}``; the starts run at the same time. The answer
-is ``{"codes": […], "seconds": …}``, where -N is a death by signal N and ``null`` that the limit was exceeded.
+is ``{"codes": […], "seconds": …, "left": …}``, where -N is a death by signal N, ``null`` that the limit was exceeded,
+and ``left`` how many of several processes have outlived the command.
+
+A start in several processes is that of the real launcher, but that it forks its workers, which are ready at once.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +32,18 @@ from faults import points, shim
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_IMPORTED = (
+    "hookloop.launch", "hookloop.strategies", "hookloop.fully_shard", "hookloop.passing", "torch.distributed.fsdp",
+    "torch.distributed.launcher.api", "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    "torch.distributed.nn", "torch.nn.parallel.distributed", "torch._dynamo",
+)  # fmt: skip
+"""What several processes need beside what one has imported."""
 _BLOCKED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 """Signals that are waited for, and those that a child gets once it is the command and no more a server."""
+
+_POLL = 0.01
+_PARTING = 20.0
+"""Seconds that ranks have to save and end after their launcher was killed."""
 
 
 @frozen
@@ -38,6 +53,8 @@ class Shot:
     after: float
     signal: int
     group: bool = False
+    rank: int | None = None
+    """Sent to this rank instead, as soon as it is there."""
 
 
 @frozen
@@ -53,6 +70,7 @@ class Start:
     trap: shim.Trap = field(factory=shim.Trap)
     point: points.Point | None = None
     shots: Sequence[Shot] = ()
+    processes: int = 1
 
     def plain(self) -> dict[str, object]:
         """Give what JSON knows."""
@@ -85,9 +103,10 @@ def serve(channel: socket.socket) -> None:
                     _run(start)
                 os.setpgid(pid, pid)
                 children[pid] = start
-            codes = _watch(children, began, request["limit"])
+            codes, left = _watch(children, began, request["limit"])
             seconds = time.monotonic() - began
-            lines.write(json.dumps({"codes": [codes[pid] for pid in children], "seconds": seconds}) + "\n")
+            answer = {"codes": [codes[pid] for pid in children], "seconds": seconds, "left": left}
+            lines.write(json.dumps(answer) + "\n")
             lines.flush()
 
 
@@ -106,8 +125,10 @@ def _run(start: Start) -> None:
         os.dup2(opened, descriptor)
         os.close(opened)
     os.dup2(1, 2)
-    points.PLAN.point = start.point
-    shim.arm(start.directory, start.records, start.trap)
+    if start.processes == 1:
+        _prepare(start, 0)
+    else:
+        _fork_ranks(start)
     sys.argv = ["hookloop", *start.arguments]
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
@@ -124,8 +145,68 @@ def _run(start: Start) -> None:
     os._exit(1)
 
 
-def _watch(children: dict[int, Start], began: float, limit: float) -> dict[int, int | None]:
-    """Send the signals that are due and collect the codes.
+def _prepare(start: Start, rank: int) -> None:
+    """Begin to record, and have happen to this rank what is to happen to it."""
+    point = start.point
+    points.PLAN.point = point if point and point.rank == rank else None
+    trap = start.trap if rank == 0 else shim.Trap()
+    shim.arm(start.directory, shim.records_of(rank, start.records), trap)
+
+
+def _fork_ranks(start: Start) -> None:
+    """Have the launcher, which this process is going to be, fork its workers."""
+    from torch.distributed.launcher import api
+
+    from hookloop import launch
+
+    work = launch._work
+
+    def be_a_rank(*arguments: object) -> int:
+        for number in launch._PASSED_ON:  # a process of its own would not have the launcher's handlers
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _prepare(start, int(os.environ["RANK"]))
+        return work(*arguments)  # type: ignore[arg-type]
+
+    launch._work = be_a_rank
+    api.LaunchConfig = partial(api.LaunchConfig, start_method="fork")  # type: ignore[assignment, misc]
+
+
+def _send(shot: Shot, pid: int) -> bool:
+    """Send a signal to the command *pid*; answer whether the rank that is to get it is there."""
+    if shot.rank is None:
+        (os.killpg if shot.group else os.kill)(pid, shot.signal)
+        return True
+    ranks = _children(pid)
+    if len(ranks) <= shot.rank:
+        return False
+    descriptor = os.pidfd_open(ranks[shot.rank])
+    try:
+        if ranks[shot.rank] in _children(pid):  # no stranger who has got the number meanwhile
+            signal.pidfd_send_signal(descriptor, shot.signal)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _others_of(group: int) -> list[int]:
+    """Find the processes of a group that live, but for its leader."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            pid = int(stat.parent.name)
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and pid != group and state not in "ZX":
+                found.append(pid)
+    return found
+
+
+def _watch(children: dict[int, Start], began: float, limit: float) -> tuple[dict[int, int | None], int]:
+    """Send the signals that are due, collect the codes and count the processes that are left over.
 
     A child that has ended is not yet reaped while signals are sent, so that none can reach a stranger.
     """
@@ -134,24 +215,31 @@ def _watch(children: dict[int, Start], began: float, limit: float) -> dict[int, 
         key=lambda item: item[0],
     )
     codes: dict[int, int | None] = {}
+    ended: dict[int, float] = {}
+    left = 0
     while len(codes) < len(children):
         now = time.monotonic() - began
         while due and due[0][0] <= now:
             _, pid, shot = due.pop(0)
-            if pid not in codes:
-                (os.killpg if shot.group else os.kill)(pid, shot.signal)
+            if pid not in codes and not _send(shot, pid) and pid not in ended:
+                due.insert(0, (now + _POLL, pid, shot))
         if now > limit:
             for pid in children.keys() - codes:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 codes[pid] = None
             break
-        signal.sigtimedwait([signal.SIGCHLD], max(0.0, (due[0][0] if due else limit) - now))
+        pause = max(0.0, (due[0][0] if due else limit) - now)
+        signal.sigtimedwait([signal.SIGCHLD], min(pause, _POLL) if ended.keys() - codes else pause)
         for pid in children.keys() - codes:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                if children[pid].processes > 1 and _others_of(pid):
+                    if now - ended.setdefault(pid, now) < _PARTING:
+                        continue
+                    left += len(_others_of(pid))
                 os.killpg(pid, signal.SIGKILL)  # what it has forked
                 codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return codes
+    return codes, left
 
 
 def _warm_up(lines: Sequence[Sequence[str]]) -> None:
@@ -180,6 +268,8 @@ def main() -> None:
     """Warm up with the command lines given as JSON, say that it is done, then serve the socket given."""
     import torch
 
+    for module in _IMPORTED:
+        import_module(module)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     os.environ.pop("LD_PRELOAD")  # it is loaded; what is started from here does not need it

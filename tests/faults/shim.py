@@ -127,6 +127,17 @@ def arm(directory: str, records: str, trap: Trap) -> None:
         raise OSError(f"{records}: cannot record there")
 
 
+def read_all(records: Path) -> Iterable[Record]:
+    """Yield what every rank of a start has recorded, rank by rank: no two write the same files."""
+    for path in [records, *sorted(records.parent.glob(f"{records.name}.rank*"))]:
+        yield from read(path)
+
+
+def records_of(rank: int, records: str) -> str:
+    """Name the file of a rank's records."""
+    return f"{records}.rank{rank}" if rank else records
+
+
 _HEAD = struct.Struct("@iiqIII0q")  # padded at its end as in C
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import partial
-from signal import SIGKILL
 from typing import TYPE_CHECKING
 
 from faults import disk
@@ -32,6 +31,13 @@ def everywhere(bench: Bench, random: Random) -> Iterator[Plan]:
         for job, suffix in (("downscaling", ""), ("workers", ""), ("figures", ".png"))
         for plan in _crashes(job, bench.wholes[job].records, suffix)
     ]
+    random.shuffle(plans)
+    yield from plans
+
+
+def by_rank_0(bench: Bench, random: Random) -> Iterator[Plan]:
+    """The same with two processes, of which the first does all that counts."""
+    plans = [plan for job in ("ranks", "sharded") for plan in _crashes(job, bench.wholes[job].records, "")]
     random.shuffle(plans)
     yield from plans
 
@@ -65,7 +71,7 @@ def _crash(trial: Trial, trap: Trap, *, spared: bool) -> None:
     if end.code == 0 and spared:
         trial.finish()
         return
-    trial.died(end, {-SIGKILL}, at_once=True)
+    trial.died(end, {trial.killed}, at_once=True)
     after = trial.replay()
     there = after.after("all")
     if there != disk.look(trial.top):

@@ -7,153 +7,24 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import pluggy
 import pytest
 import scoringrules  # type: ignore[import-untyped]
 import structlog
 import torch
-from attrs import define, field
-from matplotlib.figure import Figure
-from torch import Tensor, nn
+from normal_task import NAMES, Learnable, Listener, NormalTask, Splits, generation, inferred, normal, run_with
 
-import hookloop.hookspecs
-from hookloop.core import Progress, Run
+from hookloop.core import Progress
 from hookloop.errors import Diverged, HookloopError
-from hookloop.hookspecs import hookimpl
-from hookloop.optimization import Optimization
 from hookloop.plugins.generation import Generation, InferenceSet
 from hookloop.scores.ensemble import EnsembleScore
 from hookloop.scores.maps import ErrorMaps
 from hookloop.scores.thresholds import ThresholdScore
-from hookloop.settings import RunConfig
 from hookloop.task import Paired, Window, independent_windows
 from hookloop.testing import TinyData
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-SHAPE = (6, 4)
-NAMES = ("t2m", "wind/u")
-
-
-def normal(seed: int) -> Tensor:
-    """Draw a field that is a function of its seed alone."""
-    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
-
-
-@define(eq=False)
-class Learnable:
-    """A task that can only be trained."""
-
-    model: nn.Module = field(factory=lambda: nn.Sequential(nn.Linear(1, 1), nn.Dropout()))
-    data: Mapping[str, Any] = field(factory=lambda: {"train": TinyData(), "validation": None})
-
-    def loss(self, batch: object) -> Mapping[str, Tensor]:
-        """Nothing is learnt here."""
-        raise NotImplementedError(batch)
-
-
-@define(eq=False)
-class NormalTask(Learnable):
-    """Members are standard normal fields of their seeds; the truth of a case is drawn from its number."""
-
-    n_cases: int = 5
-    calls: list[tuple[tuple[int, ...], int]] = field(factory=list)
-    """Cases and members of each call."""
-    firsts: list[int] = field(factory=list)
-    """The number of the first member of each call."""
-    states: list[object] = field(factory=list)
-    poison: int | None = None
-    """The case whose first member is spoilt."""
-    exact_baseline: bool = False
-    missing_truth: bool = False
-    without_baseline: Sequence[str] = ()
-
-    def windows(self, split: str, size: int, limit: int | None = None) -> Sequence[Window]:
-        """Any cases may be left out."""
-        return independent_windows(split, self.n_cases, size, limit)
-
-    def initial_condition(self, split: str) -> int:
-        """Count from 0."""
-        assert split == "validation"
-        return 0
-
-    def predict_paired(
-        self, state: int, window: Window, seeds: Sequence[Sequence[int]], first: int = 0
-    ) -> tuple[Paired, int]:
-        """Count one further."""
-        assert not torch.is_grad_enabled()
-        assert not any(module.training for module in self.model.modules())
-        self.calls.append((tuple(window.cases), len(seeds[0])))
-        self.firsts.append(first)
-        self.states.append(state)
-        fields = torch.stack([torch.stack([normal(seed) for seed in case]) for case in seeds])
-        truth = torch.stack([normal(case) for case in window.cases])
-        if self.poison in window.cases:
-            fields[window.cases.index(self.poison), 0, 2, 2] = math.nan
-        if self.missing_truth:
-            truth[0, 0, 0] = math.nan
-        baseline = truth if self.exact_baseline else torch.zeros_like(truth)
-        paired = Paired(
-            prediction={name: fields * (1 + i) for i, name in enumerate(NAMES)},
-            target={name: truth * (1 + i) for i, name in enumerate(NAMES)},
-            baseline={name: baseline for name in NAMES if name not in self.without_baseline},
-            coarse={} if "t2m" in self.without_baseline else {"t2m": truth[:, ::2, ::2]},
-            latitude=[55.0 - i for i in range(SHAPE[0])],
-            longitude=[359.0, 0.0, 1.0, 2.0],
-            labels=[f"day {case}" for case in window.cases],
-            units={"t2m": "K"},
-        )
-        return paired, state + 1
-
-
-@define(eq=False)
-class Listener:
-    """Keep what is logged."""
-
-    logged: list[Mapping[str, object]] = field(factory=list)
-
-    @hookimpl
-    def log(self, metrics: Mapping[str, object]) -> None:
-        """Keep it, and whether a figure is still drawn."""
-        for value in metrics.values():
-            assert not isinstance(value, Figure) or value.axes
-        self.logged.append(metrics)
-
-
-def run_with(plugin: Generation, task: Learnable, path: Path, *, epoch: int = 0, **config: Any) -> Run:
-    """Make a run in which an epoch has just been trained and validated."""
-    manager = pluggy.PluginManager("hookloop")
-    manager.add_hookspecs(hookloop.hookspecs)
-    plugins = {"listener": Listener(), "generation": plugin}
-    for name, each in reversed(plugins.items()):
-        manager.register(each, name)
-    manager.check_pending()
-    cpu = torch.device("cpu")
-    run = Run(
-        RunConfig(dir=path, **{"max_epochs": 10, **config}),
-        manager,
-        plugins,
-        cpu,
-        structlog.get_logger(),
-        progress=Progress(epoch=epoch, step=100 * (epoch + 1)),
-    )
-    run.task = task
-    run.optimization = Optimization(torch.optim.SGD(task.model.parameters(), lr=0.1), cpu)
-    return run
-
-
-def generation(**options: Any) -> Generation:
-    """Score ensembles alone, all cells alike, unless told otherwise."""
-    return Generation(**{"metrics": [EnsembleScore()], "weights": "equal", **options})
-
-
-def inferred(run: Run) -> dict[str, float] | None:
-    """Call the hook as the loop does."""
-    answers: list[dict[str, float]] = run.hook.infer(run=run)
-    assert len(answers) <= 1
-    return answers[0] if answers else None
 
 
 def test_scores_are_those_of_an_independent_implementation(tmp_path: Path) -> None:
@@ -247,11 +118,14 @@ def test_an_error_relative_to_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_each_part_of_an_ensemble_carries_its_own_state(tmp_path: Path) -> None:
-    """Members generated apart each start from the initial condition and go on from their own state."""
-    task = NormalTask(n_cases=3)
+    """Members generated apart each go on from their own state, and begin anew where a window does not continue."""
+    task = NormalTask(n_cases=5, chain=3)
     inferred(run_with(generation(members=4, max_batch=2, figures=0), task, tmp_path))
-    assert task.states == [0, 0, 1, 1, 2, 2]
-    assert task.firsts == [0, 2] * 3
+    assert task.states == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1]
+    assert task.firsts == [0, 2] * 5
+    independent = NormalTask(n_cases=2)
+    inferred(run_with(generation(members=4, max_batch=2, figures=0), independent, tmp_path))
+    assert independent.states == [0, 0, 0, 0]
 
 
 def test_a_limit_covers_the_split(tmp_path: Path) -> None:
@@ -467,28 +341,6 @@ def test_figures_that_cannot_be_written_do_not_end_the_run(tmp_path: Path) -> No
         run.events = structlog.get_logger()
         assert inferred(run) is not None
     assert [event["event"] for event in events] == ["figure.unwritten"] * 3  # with units.json
-
-
-@define(eq=False)
-class Splits(NormalTask):
-    """Has a second split, whose truth is 2 everywhere."""
-
-    data: Mapping[str, Any] = field(factory=lambda: {"train": TinyData(), "validation": None, "summer": None})
-
-    def initial_condition(self, split: str) -> int:
-        """Count from 0."""
-        return 0
-
-    def predict_paired(
-        self, state: int, window: Window, seeds: Sequence[Sequence[int]], first: int = 0
-    ) -> tuple[Paired, int]:
-        """Put another truth in its place."""
-        paired, state = super().predict_paired(state, window, seeds, first)
-        if window.split == "summer":
-            paired = attrs.evolve(
-                paired, target={name: torch.full_like(truth, 2.0) for name, truth in paired.target.items()}
-            )
-        return paired, state
 
 
 def test_named_sets_are_scored_by_themselves_and_weighted(tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from attrs import define
+from ranks import on_ranks
 from torch import Tensor, nn
 
 from hookloop import files
 from hookloop.core import Run, train
+from hookloop.distributed import Ranks, Stop
 from hookloop.errors import Diverged, HookloopError
 from hookloop.hookspecs import hookimpl
 from hookloop.plugins.checkpoint import Checkpoint
+from hookloop.plugins.distributed import Distributed
 from hookloop.plugins.ema import EMA
 from hookloop.plugins.lr_tuning import LRTuning, better
 from hookloop.plugins.optimization import OptimizationPlugin
@@ -385,6 +388,68 @@ def test_a_step_that_asks_to_stop_is_heard(tmp_path: Path) -> None:
     assert run.progress.step == 0
     assert run.stopping is not None
     assert (run.stopping.why, run.stopping.code) == ("mine", 3)
+
+
+def test_a_rank_tries_its_own_rows(tmp_path: Path) -> None:
+    """The second of two those with odd numbers of each batch, in both trials."""
+    seen: list[list[float]] = []
+
+    class Watching:
+        @hookimpl(wrapper=True)
+        def train_step(self, batch: Tensor) -> Generator[None, object, object]:
+            seen.append(batch.tolist())
+            return (yield)
+
+    task = TinyTask(data={"train": TinyData(8, 4), "validation": TinyData(2)})
+    run = prepared(tmp_path, Watching(), LRTuning(epochs="::1"), task=task)
+    run.ranks = Ranks(rank=1, world=2)
+    run.hook.before_epoch(run=run)
+    assert seen == [[1, 3], [5, 7]] * 2
+
+
+def test_whoever_diverges_in_a_trial_of_several_ranks_ends_the_run(tmp_path: Path) -> None:
+    """The others may train on, and would wait for ever for one that has left the trial."""
+
+    class Guard:
+        @hookimpl(wrapper=True)
+        def train_step(self) -> Generator[None, object, object]:
+            raise Diverged("too far")
+            yield
+
+    run = prepared(tmp_path, Guard(), LRTuning(epochs="::1"), task=two())
+    run.ranks = Ranks(rank=1, world=2)
+    with pytest.raises(Diverged, match="too far"):
+        run.hook.before_epoch(run=run)
+
+
+def on_a_rank(ranks: Ranks, directory: Path, at: int) -> tuple[object, ...]:
+    """Asked to stop on rank 1 after so many training steps, those of trials counted: what a rank has made of it."""
+    stopping = [InTrial(stop, at)] if ranks.rank == 1 else [InTrial(lambda _: None, at)]
+    tuning, recorder = LRTuning(epochs="::1"), Recorder()
+    task = TinyTask(data={name: TinyData(5, 3) for name in ("train", "validation")})
+    plugins = [Distributed(), tuning, recorder, *stopping]
+    run = fake_run(directory / str(ranks.rank), *plugins, task=task, max_epochs=2)
+    run.ranks = ranks
+    train(run)
+    weight = run.task.model.get_parameter("weight").item()
+    logged = {key: recorder.metrics(f"lr_tuning/{key}") for key in ("baseline", "candidate")}
+    return stopping[0].steps, run.progress.step, decisions(run), run.stopping, logged, weight
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 99])
+def test_ranks_try_together(tmp_path: Path, at: int) -> None:
+    """Both leave a trial before the same batch or its validation, and keep nothing of it; or decide as one does."""
+    first, second = on_ranks(2, on_a_rank, tmp_path, at)
+    assert first == second
+    steps, step, decided, stopped, *_ = first
+    if at == 99:
+        *one, weight = on_a_rank(Ranks(), tmp_path / "one", at)
+        assert one[:4] == [12, 4, decided, None] == [steps, step, decided, stopped]
+        assert set(decided) == {1, 2}
+        assert first[5] == pytest.approx(weight, rel=1e-6)
+    else:
+        assert (steps, step, decided) == (at, 0, {})
+        assert stopped == Stop("enough (rank 1)", 143)
 
 
 def test_the_time_limit_holds_in_trials(tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ def test_builds_what_the_options_say(tmp_path: Path) -> None:
     task.model.register_parameter("frozen", torch.nn.Parameter(torch.zeros(3), requires_grad=False))
     plugin = OptimizationPlugin(lr=0.5, betas=(0.5, 0.75), weight_decay=0.125, clip_norm=2.0, accumulate=3)
     made = prepared(tmp_path, plugin, task=task).optimization
-    assert type(made.optimizer) is torch.optim.AdamW
+    assert isinstance(made.optimizer, torch.optim.AdamW)
     (group,) = made.optimizer.param_groups
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.5, 0.75), 0.125)
     assert made.parameters == [task.model.get_parameter("weight")]

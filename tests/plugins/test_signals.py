@@ -16,6 +16,7 @@ import torch
 
 import hookloop.hookspecs
 from hookloop.core import Run, train
+from hookloop.distributed import Ranks, Stop
 from hookloop.hookspecs import hookimpl
 from hookloop.logs import events_to
 from hookloop.plugins.checkpoint import Checkpoint
@@ -35,6 +36,7 @@ from hookloop.plugins.signals import Signals
 from hookloop.settings import RunConfig
 
 how, seconds = sys.argv[2], float(sys.argv[3])
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 
 class Data:
     n_samples = n_batches = 1000
@@ -109,7 +111,9 @@ def start(directory: Path, how: str = "plain", seconds: float = 0.3) -> subproce
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_the_first_signal_saves_and_ends_the_run(tmp_path: Path, number: signal.Signals, code: int) -> None:
     """The batch at hand is finished, shutdown sees no error, the handlers are as they were."""
     process = start(tmp_path)
@@ -132,6 +136,19 @@ def test_the_second_signal_stops_at_once(tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 143
     assert out == ""
+
+
+def test_under_nohup_hanging_up_asks_for_nothing(tmp_path: Path) -> None:
+    """What ignores SIGHUP when it starts goes on ignoring it; the others are heard."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = fake_run(tmp_path, plugin := Signals())
+        with run.cleanup:
+            plugin.before_run(run)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("who", ["child", "grandchild"])
@@ -225,3 +242,27 @@ def test_what_cannot_be_caught_is_refused(name: str) -> None:
     """The user learns it from the configuration, not from a lost run."""
     with pytest.raises(ValueError, match="expected signals that can be caught"):
         Signals(names=["SIGTERM", name])
+
+
+def test_of_several_ranks_the_same_signal_counts_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keyboard and the launcher both send it; another one, or the same a while later, stops at once."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for rank, told in ((0, 1), (1, 0)):
+        ended.clear()
+        run = make_run(tmp_path, Signals(names=["SIGUSR1", "SIGUSR2"]), io.StringIO())
+        run.ranks = Ranks(rank, 2)
+        with run.cleanup:
+            run.hook.before_run(run=run)
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGUSR1)
+            assert (run.asked.stop, run.stopping, ended) == (Stop("SIGUSR1", 128 + signal.SIGUSR1), None, [])
+            os.kill(os.getpid(), signal.SIGUSR2)
+            now[0] += 6.0
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert ended == [128 + signal.SIGUSR2, 128 + signal.SIGUSR1]
+        assert capfd.readouterr().err.count("hookloop: SIGUSR1: stopping") == told

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hookloop.core import train
+from hookloop.distributed import Ranks
 from hookloop.errors import HookloopError
 from hookloop.plugins.validation import Validation, weighted_mean
 from hookloop.testing import LifeCycle, Recorder, TinyData, TinyTask, events_of, fake_run, prepared
@@ -240,6 +241,21 @@ def test_the_loss_by_noise_level_is_drawn_when_it_is_logged(tmp_path: Path) -> N
     path.unlink()
     run.hook.validate(run=run)
     assert not path.exists()
+
+
+def test_the_figure_is_drawn_by_the_leader(tmp_path: Path) -> None:
+    """Another rank has the same numbers, and no figure."""
+    run = prepared(tmp_path, recorder := Recorder(), Validation(), task=denoising(validation=8))
+    (found,) = run.hook.validate(run=run)
+    run.ranks = Ranks(rank=1, world=2)
+    run.log(found)
+    assert recorder.metrics("val/loss_by_noise/01_sigma_0.05").keys() == {0}
+    assert recorder.metrics("val/figure/loss_by_noise") == {}
+    assert not (tmp_path / "figures").exists()
+    run.ranks = Ranks()
+    run.hook.validate(run=run)
+    run.log(found)
+    assert recorder.metrics("val/figure/loss_by_noise").keys() == {0}
 
 
 def test_a_full_disk_costs_the_figure_alone(tmp_path: Path) -> None:

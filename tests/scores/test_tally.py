@@ -45,7 +45,7 @@ def test_unequal_days_count_by_their_cases() -> None:
 def test_merged_halves_are_the_whole() -> None:
     """Also where both have seen the same day."""
     one = counted([[1, 2], [4]])
-    one.merge(counted([[3], [6], [8]]))
+    one.merge(counted([[3], [6], [8]]).to_host())
     whole = counted([[1, 2, 3], [4, 6], [8]])
     assert one.results() == whole.results()
     assert one.intervals(3) == whole.intervals(3)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone uses
-from attrs import define, evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 from torch import Tensor
 
 from hookloop.data.calendars import dates, day_of_year, hour_of_day
 from hookloop.data.copies import copied_ahead, moved
+from hookloop.data.sharing import own_items
+from hookloop.diffusion.noise import Rows
+from hookloop.distributed import Share
 from hookloop.plugins.downscaling.patches import (
     PatchConfig,
     Plan,
@@ -54,6 +57,8 @@ class PairBatch:
     day: Tensor
     """``[batch]``, days of the year."""
     times: Times
+    rows: Rows = Factory(lambda self: Rows.whole(len(self)), takes_self=True)
+    """Which rows of a batch these are, where several ranks share it."""
 
     def __len__(self) -> int:
         """Count the patches."""
@@ -71,6 +76,7 @@ class PairedData:
 
     :param order_seed: the seed of an (epoch, order), from which its shuffle and patches are drawn; with
         ``None`` (validation) samples come in the order of time, the same ones each epoch.
+    :param share: which rows of each batch are served; numbers of samples and batches are those of the whole.
     :raises HookloopError: as :func:`patch_shape` and :func:`position_weights` do.
     """
 
@@ -80,11 +86,13 @@ class PairedData:
     batch_size: int
     order_seed: OrderSeed | None
     device: torch.device
+    share: Share = field(factory=Share)
     _shape: tuple[int, int] = field(init=False)
     _weights: Tensor | None = field(init=False)
     _hour: Tensor = field(init=False)
     _day: Tensor = field(init=False)
     _plan: Callable[[int, Order], tuple[Plan, Plan]] = field(init=False)
+    _views: dict[Share, PairedData] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Work out what is the same for every epoch."""
@@ -94,6 +102,14 @@ class PairedData:
         self._hour = torch.from_numpy(hour_of_day(pair.times)).to(self.store.place)
         self._day = torch.from_numpy(day_of_year(pair.times)).to(self.store.place)
         self._plan = lru_cache(_PLANS)(self._drawn)
+
+    def shared(self, share: Share) -> PairedData:
+        """Give a view of the same store that reads only the rows of *share*; the same one each time."""
+        if share == self.share:
+            return self
+        if share not in self._views:
+            self._views[share] = evolve(self, share=share)
+        return self._views[share]
 
     @property
     def n_samples(self) -> int:
@@ -120,7 +136,7 @@ class PairedData:
         """
         end = self.n_batches if stop is None else min(stop, self.n_batches)
         whole, there = self._plan(epoch, order) if self.order_seed else self._plan(0, "main")
-        sides = self.store.patches(there, self._shape, self.batch_size, start, end)
+        sides = self.store.patches(there, self._shape, self._n_own, start, end)
         found = (self._batch(whole, there, n, side) for n, side in enumerate(sides, start))
         return copied_ahead(found, self.store.place, self.device)
 
@@ -129,7 +145,8 @@ class PairedData:
         cases = torch.tensor(list(indices), dtype=torch.int64)
         there = cases.to(self.store.place)
         corner = torch.zeros(len(cases), 2, dtype=torch.int64, device=self.store.place)
-        return moved(self._labelled(cases, there, corner, self.store.fields(there)), self.device)
+        found = self._labelled(cases, there, corner, self.store.fields(there), Rows.whole(len(cases)))
+        return moved(found, self.device)
 
     def labels(self, indices: Sequence[int]) -> list[str]:
         """Name the cases with these numbers: by their times, and of an ensemble by the member, from 0 on."""
@@ -148,8 +165,13 @@ class PairedData:
         """Drop the halo of ``[batch, input, lat, lon]``."""
         return coarse[..., HALO:-HALO, HALO:-HALO]
 
+    @property
+    def _n_own(self) -> int:
+        """Rows of a batch that are served, unless it is short."""
+        return len(self.share.rows(self.batch_size))
+
     def _drawn(self, epoch: int, order: Order) -> tuple[Plan, Plan]:
-        """Draw the order and the patches of a whole *epoch*: in memory, and where the store is."""
+        """Draw the order and the patches of a whole *epoch*, and keep the own: in memory, and where the store is."""
         shuffled = self.order_seed is not None
         generator = torch.Generator().manual_seed(self.order_seed(epoch, order) if self.order_seed else 0)
         whole = plan(
@@ -163,14 +185,18 @@ class PairedData:
             wraps=self.pair.periodic,
             weights=self._weights,
         )
+        if self.share.world > 1:
+            whole = whole.only(own_items(self.n_samples, self.batch_size, self.share))
         place = self.store.place
         return whole, evolve(whole, cases=whole.cases.to(place), corner=whole.corner.to(place))
 
     def _batch(self, whole: Plan, there: Plan, n: int, sides: Sides) -> PairBatch:
-        own = slice(n * self.batch_size, (n + 1) * self.batch_size)
-        return self._labelled(whole.cases[own], there.cases[own], there.corner[own], sides)
+        own = slice(n * self._n_own, (n + 1) * self._n_own)
+        size = min(self.batch_size, self.n_samples - n * self.batch_size)
+        rows = Rows(self.share.rows(size), size)
+        return self._labelled(whole.cases[own], there.cases[own], there.corner[own], sides, rows)
 
-    def _labelled(self, cases: Tensor, there: Tensor, corner: Tensor, sides: Sides) -> PairBatch:
+    def _labelled(self, cases: Tensor, there: Tensor, corner: Tensor, sides: Sides, rows: Rows) -> PairBatch:
         """Say where and when patches are: *cases* for people, *there* where the patches are."""
         members = self.pair.members
         return PairBatch(
@@ -180,6 +206,7 @@ class PairedData:
             hour=self._hour[there // members],
             day=self._day[there // members],
             times=self.pair.times[(cases // members).numpy()],
+            rows=rows,
         )
 
 

@@ -447,6 +447,9 @@ def _made_with(
     """
     options = {name: value for name, value in options_of(trained.options).items() if name not in _LEARNT_FROM}
     sampler = trained.options.sampler
+    steps = {
+        name: value for name, value in options_of(sampler).items() if name != "compile"
+    }  # the same steps
     networks = {
         "ensemble": [others[path] for path in sampler.ensemble],
         "experts": [[expert.sigma_min, others[expert.checkpoint]] for expert in sampler.experts],
@@ -456,7 +459,7 @@ def _made_with(
         "members": request.members,
         "seed": request.seed,
         "precision": "fp32" if precision == torch.float32 else "bf16",
-        **dict(_flat({**options, "sampler": {**options_of(sampler), **networks}})),
+        **dict(_flat({**options, "sampler": {**steps, **networks}})),
     }
 
 

@@ -130,7 +130,8 @@ class Downscaler(nn.Module):
         """What the target is measured from: the outputs' own inputs, or nothing."""
         if not self.config.residual:
             return torch.zeros((), device=upsampled.device)
-        return upsampled[:, [self.config.inputs.index(name) for name in self.config.outputs]]
+        own = [upsampled[:, self.config.inputs.index(name)] for name in self.config.outputs]
+        return torch.stack(own, 1)  # a list of numbers as index would have the device waited for
 
 
 @define(eq=False)
@@ -166,7 +167,7 @@ class DownscalingTask:
 
     def loss(self, batch: PairBatch) -> Mapping[str, Tensor]:
         """The EDM denoising loss: its weighted mean over variables, and each variable's own."""
-        return self._objective.loss(self.model.denoiser, *self._learnt(batch))
+        return self._objective.loss(self.model.denoiser, *self._learnt(batch), batch.rows)
 
     def noise_levels(self, quantiles: Tensor) -> Tensor:
         """Give σ at these quantiles of ln σ ~ N(mean, std²), from which training draws."""
@@ -174,7 +175,7 @@ class DownscalingTask:
 
     def loss_at(self, batch: PairBatch, quantiles: Tensor) -> Mapping[str, Tensor]:
         """Give the losses of :meth:`loss` for each sample, with noise of these levels."""
-        return self._objective.loss_at(self.model.denoiser, *self._learnt(batch), quantiles)
+        return self._objective.loss_at(self.model.denoiser, *self._learnt(batch), quantiles, batch.rows)
 
     @property
     def _objective(self) -> Objective:
@@ -271,10 +272,11 @@ def make_task(options: Downscaling, run: Run) -> DownscalingTask:
     statics = load_statics(options.statics, pair.fine_grid)
     given = options.normalization.scale(config.inputs) if options.normalization else None
     data = open_data(options, pairs, run)
-    found = measured(pair, data["train"].store, config, options.transforms, given, run.events)
-    for name, split in data.items():
-        if name != "train":  # which was read when it was measured
-            checked(name, pairs[name], split.store, run.events)
+    with run.ranks.leader_first():
+        found = measured(pair, data["train"].store, config, options.transforms, given, run.events)
+        for name, split in data.items():
+            if name != "train":  # which was read when it was measured
+                checked(name, pairs[name], split.store, run.events)
     torch.manual_seed(run.seed("model"))
     model = Downscaler(
         config,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - read when options are structured
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 from attrs.validators import deep_mapping, gt, lt, min_len
@@ -116,3 +116,18 @@ class SamplerConfig(SolverConfig):
             "checkpoints of further runs: members are drawn with the run's own network and these in turn"
         ),
     )
+    compile: Literal["off", "graph"] = field(
+        default="off",
+        metadata=doc(
+            "graph: on a GPU, generate fields of the same shape by replaying one CUDA graph; it keeps its memory"
+        ),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse options that would do nothing."""
+        super().__attrs_post_init__()
+        if self.compile == "graph" and self.draws:
+            raise ValueError(
+                f"compile: found graph, but solver {self.solver} draws noise on the way, which no graph holds; "
+                "expected off, or a solver without noise"
+            )

@@ -15,6 +15,7 @@ from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import PatchConfig, RegionConfig
 
 if TYPE_CHECKING:
+    from hookloop.data.fields import Ints
     from hookloop.data.grids import Grid
 
 __all__ = [
@@ -45,6 +46,12 @@ class Plan:
     """``[n, 2]`` int64: south-west corners in coarse cells."""
     blocks: tuple[int, ...]
     """Offsets from 0 to n, ascending: between two of them lie all patches of some reads, and of no others."""
+
+    def only(self, items: Ints) -> Plan:
+        """Keep the patches with these numbers, ascending; blocks of which none is left are no more."""
+        kept = torch.from_numpy(items)
+        blocks = np.unique(np.searchsorted(items, self.blocks))
+        return Plan(self.cases[kept], self.corner[kept], tuple(blocks.tolist()))
 
 
 def plan(  # noqa: PLR0913 - an epoch is a function of all of these

@@ -8,14 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from hookloop import warm_start
+from hookloop.casting import cast_once
 from hookloop.config import build, options_of
 from hookloop.data.normalize import Scale
 from hookloop.diffusion.noise import MemberNoise
 from hookloop.errors import HookloopError
+from hookloop.graphs import CudaGraphs, Replays, places
 from hookloop.plugins.downscaling import Downscaling
 from hookloop.plugins.downscaling.transforms import make_transforms
 from hookloop.resume import load_weights
@@ -65,6 +67,10 @@ class Networks:
     """Those that have been read, and generate the same thing."""
     fitting: set[Path] = field(init=False, factory=set)
     """Those whose scales are known to be the same too."""
+    replays: Replays = field(init=False, factory=lambda: Replays(CudaGraphs()))
+    """Generations that are repeated on a GPU."""
+    _told: bool = field(init=False, default=False)
+    """That nothing is repeated."""
 
     def read(self) -> None:
         """Read the other networks, long before they are needed.
@@ -125,9 +131,33 @@ class Networks:
             if own:
                 noise = MemberNoise(own, shape, upsampled.device)
                 stages = self._stages(network, batch, upsampled, len(own) // len(seeds))
-                generated = self.sampler.sample(partial(_denoise, stages), noise(), noise)
+                with cast_once([stage.network for stage in stages]):
+                    generated = self._generated(stages, noise)
                 drawn[:, turns] = generated.view(len(seeds), -1, *shape)
         return drawn.flatten(0, 1)
+
+    def _generated(self, stages: Sequence[_Stage], noise: MemberNoise) -> Tensor:
+        """Step from noise to normalised members: as the sampler does, or as it has done with the same networks."""
+        if not self._repeats(noise.device):
+            return self.sampler.sample(partial(_denoise, stages), noise(), noise)
+
+        def work(start: Tensor, *conditions: Tensor) -> Tensor:
+            given = [evolve(s, condition=c) for s, c in zip(stages, conditions, strict=True)]
+            return self.sampler.sample(partial(_denoise, given), start, noise)
+
+        kind = noise.device.type
+        precision = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        weights = tuple(places(stage.network) for stage in stages)
+        return self.replays((weights, precision), work, [noise(), *(stage.condition for stage in stages)])
+
+    def _repeats(self, device: torch.device) -> bool:
+        """Whether generations are recorded here; tells once where they were to be and are not."""
+        if self.sampler.compile == "off" or device.type == "cuda":
+            return self.sampler.compile != "off"
+        if not self._told:
+            self.events.info("sampler.not_compiled", why=f"{device.type} has no CUDA graphs")
+        self._told = True
+        return False
 
     def _stages(self, network: Downscaler, batch: PairBatch, upsampled: Tensor, members: int) -> list[_Stage]:
         """Whom to ask at which noise levels, from low to high, each with its own condition of every member."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hookloop.data.places import places
+from hookloop.data.readers import default_workers
+from hookloop.data.sharing import on_this_host
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.dataset import PairedData
 from hookloop.plugins.downscaling.pairs import gap_between, open_pair, overlap
@@ -95,7 +97,8 @@ def open_data(options: Downscaling, pairs: Mapping[str, Pair], run: Run) -> dict
     """
     data = {}
     splits = {name: split for name, (_, split) in split_options(options).items()}
-    chosen = places(splits, pairs, run.device)
+    processes = on_this_host(run.ranks)
+    chosen = places(splits, pairs, run.device, processes)
     together, events = options.patch.together, run.events
     for note in dict.fromkeys(note for pair in pairs.values() for note in pair.notes):
         events.info("data.note", split=", ".join(n for n in splits if note in pairs[n].notes), note=note)
@@ -108,9 +111,8 @@ def open_data(options: Downscaling, pairs: Mapping[str, Pair], run: Run) -> dict
                 times=f"{learnt} of {len(pair.times)}",
                 hint="its scores say little about other times; downscaling.gap leaves these out of training",
             )
-        store = open_store(
-            pair, chosen[name], split.workers, together, run.device, events.warning, run.cleanup
-        )
+        workers = default_workers(processes) if split.workers == "auto" else split.workers
+        store = open_store(pair, chosen[name], workers, together, run.device, events.warning, run.cleanup)
         seed = order_seed(run) if name == "train" else None
         data[name] = PairedData(pair, store, options.patch, split.batch_size, seed, run.device)
     return data

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
-from attrs import define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 from torch import Tensor
 
 from hookloop.data.calendars import dates, day_of_year, hour_of_day
 from hookloop.data.copies import copied_ahead
+from hookloop.data.sharing import own_items
+from hookloop.diffusion.noise import Rows
+from hookloop.distributed import Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +41,8 @@ class StepBatch:
     """``[batch]``, days of the year, likewise."""
     times: Times
     """Of the present states."""
+    rows: Rows = Factory(lambda self: Rows.whole(len(self)), takes_self=True)
+    """Which rows of a batch these are, where several ranks share it."""
 
     def __len__(self) -> int:
         """Count the steps."""
@@ -55,6 +60,7 @@ class StepData:
 
     :param order_seed: the seed of an (epoch, order), from which its shuffle is drawn; with ``None``
         (validation) steps come in the order of time.
+    :param share: which rows of each batch are served; numbers of samples and batches are those of the whole.
     """
 
     states: States
@@ -62,15 +68,25 @@ class StepData:
     batch_size: int
     order_seed: OrderSeed | None
     device: torch.device
+    share: Share = field(factory=Share)
     _presents: Ints = field(init=False)
     _hour: Floats = field(init=False)
     _day: Floats = field(init=False)
+    _views: dict[Share, StepData] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Work out what is the same for every epoch."""
         self._presents = self.states.presents
         self._hour = hour_of_day(self.states.times)
         self._day = day_of_year(self.states.times)
+
+    def shared(self, share: Share) -> StepData:
+        """Give a view of the same store that reads only the rows of *share*; the same one each time."""
+        if share == self.share:
+            return self
+        if share not in self._views:
+            self._views[share] = evolve(self, share=share)
+        return self._views[share]
 
     @property
     def n_samples(self) -> int:
@@ -87,10 +103,12 @@ class StepData:
     ) -> Iterator[StepBatch]:
         """Yield the batches ``start … stop - 1`` of *epoch*, on the device; nothing before them is read."""
         end = self.n_batches if stop is None else min(stop, self.n_batches)
-        order_of_all = self._presents[self._permutation(epoch, order)]
-        presents = order_of_all[start * self.batch_size : end * self.batch_size]
-        sides = self.store.steps(presents, self.states.following[presents], self.batch_size)
-        return copied_ahead(self._labelled(presents, sides), self.store.place, self.device)
+        items = own_items(self.n_samples, self.batch_size, self.share)[
+            start * self._n_own : end * self._n_own
+        ]
+        presents = self._presents[self._permutation(epoch, order)[items]]
+        sides = self.store.steps(presents, self.states.following[presents], self._n_own)
+        return copied_ahead(self._labelled(start, presents, sides), self.store.place, self.device)
 
     def at(self, times: Ints) -> Tensor:
         """The fields of the times with these numbers, ``[time, variable, lat, lon]``, on the device."""
@@ -104,12 +122,19 @@ class StepData:
         hour, day = (torch.from_numpy(own[times]).to(place) for own in (self._hour, self._day))
         return hour, day
 
-    def _labelled(self, presents: Ints, sides: Iterator[Sides]) -> Iterator[StepBatch]:
+    @property
+    def _n_own(self) -> int:
+        """Rows of a batch that are served, unless it is short."""
+        return len(self.share.rows(self.batch_size))
+
+    def _labelled(self, start: int, presents: Ints, sides: Iterator[Sides]) -> Iterator[StepBatch]:
         """Say when the steps from *presents* are, where their fields are: brought there once for all batches."""
         hour, day = self._clock(self.states.following[presents], self.store.place)
         for n, (present, following) in enumerate(sides):
-            own = slice(n * self.batch_size, (n + 1) * self.batch_size)
-            yield StepBatch(present, following, hour[own], day[own], self.states.times[presents[own]])
+            own = slice(n * self._n_own, (n + 1) * self._n_own)
+            size = min(self.batch_size, self.n_samples - (start + n) * self.batch_size)
+            rows = Rows(self.share.rows(size), size)
+            yield StepBatch(present, following, hour[own], day[own], self.states.times[presents[own]], rows)
 
     def _permutation(self, epoch: int, order: Order) -> Ints:
         if self.order_seed is None:

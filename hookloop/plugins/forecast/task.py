@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hookloop.data.calendars import calendar_of, labels, only_in
 from hookloop.data.places import places
+from hookloop.data.readers import default_workers
+from hookloop.data.sharing import on_this_host
 from hookloop.data.statics import load_statics
 from hookloop.diffusion.edm import Objective
 from hookloop.diffusion.noise import MemberNoise
@@ -66,7 +68,7 @@ class ForecastTask:
 
     def loss(self, batch: StepBatch) -> Mapping[str, Tensor]:
         """The EDM denoising loss of a single step: its weighted mean over variables, and each variable's own."""
-        return self._objective.loss(self.model.denoiser, *self._learnt(batch))
+        return self._objective.loss(self.model.denoiser, *self._learnt(batch), batch.rows)
 
     def noise_levels(self, quantiles: Tensor) -> Tensor:
         """Give σ at these quantiles of ln σ ~ N(mean, std²), from which training draws."""
@@ -74,7 +76,7 @@ class ForecastTask:
 
     def loss_at(self, batch: StepBatch, quantiles: Tensor) -> Mapping[str, Tensor]:
         """Give the losses of :meth:`loss` for each sample, with noise of these levels."""
-        return self._objective.loss_at(self.model.denoiser, *self._learnt(batch), quantiles)
+        return self._objective.loss_at(self.model.denoiser, *self._learnt(batch), quantiles, batch.rows)
 
     @property
     def variables(self) -> Sequence[str]:
@@ -105,7 +107,9 @@ class ForecastTask:
         chains = chains[_spread(len(chains), self.starts)]
         numbers = _spread(len(chains), limit)
         return [
-            ForecastWindow(split, [horizon * number + first for number in own], first, chains[own])
+            ForecastWindow(
+                split, [horizon * number + first for number in own], first, chains[own], continues=first > 0
+            )
             for own in (numbers[n : n + size] for n in range(0, len(numbers), size))
             for first in range(0, horizon, self.n_forward_steps)
         ]
@@ -225,10 +229,11 @@ def make_task(options: Forecast, run: Run) -> ForecastTask:
     _expect_places(options, fields.gridded)
     statics = load_statics(options.statics, fields.grid)
     data = _open_data(options, states, run)
-    found = measured(states["train"], data["train"].store, config, run.events)
-    for name, split in data.items():
-        if name != "train":  # which was read when it was measured
-            checked(name, split.states, split.store, run.events)
+    with run.ranks.leader_first():
+        found = measured(states["train"], data["train"].store, config, run.events)
+        for name, split in data.items():
+            if name != "train":  # which was read when it was measured
+                checked(name, split.states, split.store, run.events)
     torch.manual_seed(run.seed("model"))
     latitude, longitude = (
         torch.as_tensor(axis.values, dtype=torch.float32) for axis in (fields.latitude, fields.longitude)
@@ -247,7 +252,8 @@ def make_task(options: Forecast, run: Run) -> ForecastTask:
 def _open_data(options: Forecast, states: Mapping[str, States], run: Run) -> dict[str, StepData]:
     """Serve the splits; what a user should know of them is told."""
     splits = {name: split for name, (_, split) in split_options(options).items()}
-    chosen = places(splits, states, run.device)
+    processes = on_this_host(run.ranks)
+    chosen = places(splits, states, run.device, processes)
     events, cleanup = run.events, run.cleanup
     for note in dict.fromkeys(note for own in states.values() for note in own.fields.notes):
         events.info(
@@ -263,8 +269,9 @@ def _open_data(options: Forecast, states: Mapping[str, States], run: Run) -> dic
                 times=f"{learnt} of {len(own.times)}",
                 hint="its scores say little about other times",
             )
+        workers = default_workers(processes) if split.workers == "auto" else split.workers
         try:
-            store = open_store(own, chosen[name], split.workers, run.device, events.warning, cleanup)
+            store = open_store(own, chosen[name], workers, run.device, events.warning, cleanup)
         except HookloopError as error:
             raise HookloopError(f"forecast.{split_options(options)[name][0]}: {error}") from error
         seed = (lambda epoch, order: run.seed(f"order/{order}", epoch)) if name == "train" else None

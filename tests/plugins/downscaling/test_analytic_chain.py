@@ -107,8 +107,9 @@ def generated(run: Run) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
     """Members ``[case, member, lat, lon]``, truth, coarse fields and hours, as the loop of inference has them."""
     with torch.no_grad():
         parts = [
-            paired
-            for _, paired in ensembles(run, run.task, "validation", members=MEMBERS, max_batch=64, limit=None)  # type: ignore[arg-type]
+            generated.paired
+            for generated in ensembles(run, run.task, "validation", members=MEMBERS, max_batch=64)  # type: ignore[arg-type]
+            if generated is not None
         ]
     members, truth, coarse = (
         torch.cat([part[name] for part in fields]).double()

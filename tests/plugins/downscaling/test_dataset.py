@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from attrs import define, evolve
 
+from hookloop.diffusion.noise import Rows
+from hookloop.distributed import Share
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.dataset import HALO, PairBatch, PairedData, upsample
 from hookloop.plugins.downscaling.pairs import Pair
@@ -208,6 +210,63 @@ def test_a_plan_is_drawn_once(split: Split) -> None:
     assert drawn == [(0, "main"), (0, "alternate"), (1, "main")]
     next(data.batches(0, order="alternate"))
     assert drawn[3:] == [(0, "alternate")]
+
+
+@pytest.mark.parametrize("world", [2, 3, 9])
+@pytest.mark.parametrize("order_seed", [seed_of, None])
+def test_ranks_share_each_batch(
+    split: Split, world: int, order_seed: Callable[[int, str], int] | None
+) -> None:
+    """Each has its rows of what one reads, bit for bit, also of a short last batch; who has none has the first."""
+    data = split.data(PatchConfig(coarse=(2, 3), per_sample=3), order_seed=order_seed)
+    whole = list(data.batches(2))
+    assert [len(batch) for batch in whole] == [4] * 7 + [2]
+    for rank in range(world):
+        view = data.shared(share := Share(rank, world))
+        assert (view.n_samples, view.batch_size, view.n_batches) == (30, 4, 8)
+        for one, other in zip(view.batches(2), whole, strict=True):
+            assert one.rows == Rows(share.rows(len(other)), len(other))
+            here = list(one.rows.numbers)
+            own = {name: getattr(other, name)[here] for name in TENSORS}
+            assert_equal(one, evolve(other, times=other.times[here], **own))
+
+
+def test_ranks_go_on_where_others_stopped(split: Split) -> None:
+    """On 1, 2, 4 and 1 ranks, two batches each, an epoch shows what one rank shows, in its order."""
+    expected = [batch.times.tolist() for batch in split.data(PatchConfig(per_sample=3)).batches(1)]
+    found: list[list[int]] = []
+    for world, start in ((1, 0), (2, 2), (4, 4), (1, 6)):
+        data = split.data(PatchConfig(per_sample=3))
+        for together in zip(
+            *(data.shared(Share(rank, world)).batches(1, start, start + 2) for rank in range(world)),
+            strict=True,
+        ):
+            here = {
+                row: time
+                for b in together
+                for row, time in zip(b.rows.numbers, b.times.tolist(), strict=True)
+            }
+            found.append([here[row] for row in range(together[0].rows.total)])
+    assert found == expected
+
+
+def test_a_share_is_asked_for_often(split: Split) -> None:
+    """It is the same view each time, of the same store, and draws no plan twice; one rank has the data itself."""
+    drawn: list[tuple[int, str]] = []
+
+    def seed(epoch: int, order: str) -> int:
+        drawn.append((epoch, order))
+        return seed_of(epoch, order)
+
+    data = split.data(order_seed=seed)
+    assert data.shared(Share()) is data
+    share = Share(1, 2)
+    for start in range(data.n_batches):
+        assert data.shared(share) is data.shared(Share(1, 2))
+        assert data.shared(share).store is data.store
+        next(data.shared(share).batches(0, start))
+    assert drawn == [(0, "main")]
+    assert_equal(data.shared(share).cases([3, 1]), data.cases([3, 1]))
 
 
 def test_labels_are_the_times(split: Split) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 import xarray as xr
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hookloop import yamlfile
 from hookloop.config import build
@@ -64,6 +66,25 @@ class TestDownscaling(LifeCycle):
     @pytest.fixture(autouse=True)
     def _use(self, sample: Path) -> None:
         type(self).options = section(sample)
+
+
+class NoNumbersOfTheHost(TorchDispatchMode):
+    """Refuses to read a tensor made of numbers on the host: on a GPU the host would wait until it is there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Refuse one."""
+        assert func is not torch.ops.aten.lift_fresh.default, "a list of numbers is copied to the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_loss_makes_no_tensor_of_host_numbers(sample: Path, tmp_path: Path) -> None:
+    """So that nothing waits, and a CUDA graph can hold it."""
+    made = task(sample, tmp_path)
+    batch = next(made.data["train"].batches(0))
+    with pytest.raises(AssertionError, match="list of numbers"), NoNumbersOfTheHost():
+        batch.fine[:, [0]]
+    with NoNumbersOfTheHost():
+        made.loss(batch)
 
 
 def test_the_target_has_unit_variance(sample: Path, tmp_path: Path) -> None:

@@ -151,6 +151,21 @@ def test_equal_arguments_give_equal_plans(case: Case) -> None:
     assert first.blocks == second.blocks
 
 
+@given(cases(), st.integers(1, 9), st.integers(1, 12))
+@many(150)
+def test_what_is_kept_of_a_plan_stays_in_its_blocks(case: Case, step: int, first: int) -> None:
+    """Every so-many-th patch, in order; between two offsets those of one block of the whole, and none is empty."""
+    drawn = case.plan()
+    items = np.arange(first % len(drawn.cases), len(drawn.cases), step)
+    kept = drawn.only(items)
+    assert kept.cases.tolist() == drawn.cases.tolist()[items[0] :: step]
+    assert kept.corner.tolist() == drawn.corner.tolist()[items[0] :: step]
+    blocks = [set(range(begin, end)) & set(items.tolist()) for begin, end in pairwise(drawn.blocks)]
+    assert [items[begin:end].tolist() for begin, end in pairwise(kept.blocks)] == [
+        sorted(block) for block in blocks if block
+    ]
+
+
 @given(cases())
 @many(100)
 def test_unshuffled_is_the_order_of_time(case: Case) -> None:

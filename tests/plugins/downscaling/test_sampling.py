@@ -15,11 +15,12 @@ from hookloop.cli import main
 from hookloop.config import build
 from hookloop.diffusion_options import SolverConfig
 from hookloop.errors import ConfigError, HookloopError
+from hookloop.graphs import Replays
 from hookloop.plugins.checkpoint import Checkpoint
 from hookloop.plugins.downscaling import Downscaling
 from hookloop.plugins.downscaling.model import DownscalingTask
 from hookloop.plugins.downscaling.sample import write
-from hookloop.plugins.downscaling.sampling import restored
+from hookloop.plugins.downscaling.sampling import Networks, restored
 from hookloop.plugins.downscaling.synthetic import Recipe
 from hookloop.plugins.ema import EMA
 from hookloop.plugins.optimization import OptimizationPlugin
@@ -96,6 +97,57 @@ class Pixelwise(nn.Module):
 
 
 SEEDS = [[11, 12, 13, 14], [21, 22, 23, 24]]
+
+
+def rerun(work: Any) -> tuple[Any, Tensor]:
+    """Record as a CUDA graph does: no number is there before a replay, which writes to the same place."""
+    answer = torch.full_like(work(), torch.nan)
+    return lambda: answer.copy_(work()), answer
+
+
+def test_repeated_generations_are_the_same_fields(
+    sample: Path, tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other cases and members, in bfloat16, with an ensemble, an expert, and other weights in the same place."""
+    experts = [{"checkpoint": str(other), "sigma_min": 1.0}]
+    sampler = {"steps": 4, "ensemble": [str(other)], "experts": experts}
+    usual = task(sample, tmp_path / "a", sampler=sampler)
+    made = task(sample, tmp_path / "b", sampler={**sampler, "compile": "graph"})
+    monkeypatch.setattr(Networks, "_repeats", lambda *_: True)  # a CPU has no graphs
+    made.networks.replays = Replays(rerun)
+    for turn in range(4):
+        seeds = [[100 * turn + seed for seed in case] for case in SEEDS]
+        cases = [turn, turn + 2]
+        for each in (usual, made):
+            with torch.no_grad():
+                each.model.denoiser.backbone.get_parameter("stem.weight").mul_(0.9)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = generated(made, seeds, cases=cases)
+            with monkeypatch.context() as patch:
+                patch.setattr(Networks, "_repeats", lambda *_: False)
+                assert torch.equal(found, generated(usual, seeds, cases=cases))
+        assert made.networks.replays.recorded == (2 if turn else 0)  # one for each network of the ensemble
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        generated(made, SEEDS)
+    assert made.networks.replays.recorded == 2  # in another precision it has come once
+
+
+def test_where_no_graphs_are_fields_are_generated_as_ever(sample: Path, tmp_path: Path) -> None:
+    """And it is told, once."""
+    run = prepared(tmp_path, plugin(sample, sampler={"steps": 4, "compile": "graph"}))
+    assert isinstance(run.task, DownscalingTask)
+    run.task.model.eval()
+    for _ in range(2):
+        assert torch.equal(generated(run.task, SEEDS), generated(task(sample, tmp_path / "b"), SEEDS))
+    told = [event["why"] for event in events_of(run) if event["event"] == "sampler.not_compiled"]
+    assert told == ["cpu has no CUDA graphs"]
+
+
+@pytest.mark.parametrize("options", STOCHASTIC, ids=["churn", "sde"])
+def test_a_graph_of_a_sampler_that_draws_is_refused(sample: Path, options: dict[str, object]) -> None:
+    """It would hold one noise for ever."""
+    with pytest.raises(ConfigError, match=r"compile: found graph, but solver .* draws noise"):
+        plugin(sample, sampler={"steps": 4, "compile": "graph", **options})
 
 
 @pytest.mark.parametrize("options", STOCHASTIC, ids=["churn", "sde"])

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from attrs import evolve
 
 from hookloop.data.places import AT_ONCE
 from hookloop.data.readers import Inline
+from hookloop.distributed import Share
 from hookloop.errors import HookloopError
 from hookloop.plugins.downscaling.data_options import PatchConfig
 from hookloop.plugins.downscaling.dataset import PairedData
@@ -50,12 +52,13 @@ def served(
     workers: int,
     patch: PatchConfig,
     cleanup: ExitStack,
+    share: Share | None = None,
     **options: int,
 ) -> list[PairBatch]:
     """One epoch, or a part of it, as batches of seven."""
     store = open_store(pair, cache, workers, patch.together, CPU, quiet, cleanup)
     data = PairedData(pair, store, patch, 7, lambda epoch, order: 2 * epoch + (order == "alternate"), CPU)
-    return list(data.batches(3, **options))  # type: ignore[arg-type]
+    return list(data.shared(share or Share()).batches(3, **options))  # type: ignore[arg-type]
 
 
 def assert_same(some: list[PairBatch], others: list[PairBatch]) -> None:
@@ -96,6 +99,47 @@ def test_the_cache_and_the_workers_change_nothing(
     assert_same(served(pair, "none", workers, patch, cleanup), expected)
     tail = served(pair, "none", workers, patch, cleanup, start=1, stop=3)
     assert_same(tail, expected[1:3])
+
+
+@pytest.mark.parametrize("share", [Share(0, 2), Share(2, 3), Share(8, 9)])
+@pytest.mark.parametrize("name", PATCHES)
+def test_what_a_rank_streams_are_its_rows_of_what_one_holds(
+    pair_on_disk: Callable[..., Pair], cleanup: ExitStack, name: str, share: Share
+) -> None:
+    """In blocks of any length, of which few or none are left for it, whole epochs and parts of them."""
+    patch, options = PATCHES[name]
+    pair = pair_on_disk(**options)
+    expected = []
+    for batch in served(pair, "ram", 0, patch, cleanup):
+        here = list(share.rows(len(batch)))
+        own = {side: getattr(batch, side)[here] for side in TENSORS}
+        expected.append(evolve(batch, times=batch.times[here], **own))
+    assert_same(served(pair, "none", 0, patch, cleanup, share), expected)
+    assert_same(served(pair, "none", 0, patch, cleanup, share, start=1, stop=3), expected[1:3])
+    assert_same(served(pair, "ram", 0, patch, cleanup, share, start=1, stop=3), expected[1:3])
+
+
+def test_processes_read_for_a_rank(pair_on_disk: Callable[..., Pair], cleanup: ExitStack) -> None:
+    """With readers of its own it has the same rows."""
+    patch, options = PATCHES["members"]
+    pair, share = pair_on_disk(**options), Share(1, 2)
+    inline = served(pair, "none", 0, patch, cleanup, share)
+    assert_same(served(pair, "none", 2, patch, cleanup, share), inline)
+
+
+def test_a_rank_reads_nothing_of_others(pair_on_disk: Callable[..., Pair], cleanup: ExitStack) -> None:
+    """Where all times that it does not need are damaged it does not notice; the other one does."""
+    pair, patch = pair_on_disk(20), PatchConfig(coarse=(2, 2))
+    own = served(pair, "ram", 0, patch, cleanup, Share(0, 2))
+    needed = {str(time) for batch in own for time in batch.times}
+    assert len(needed) == 11  # four of two batches of seven, three of a last one of six
+    for t, time in enumerate(pair.times):
+        if str(time) not in needed:
+            for side, shape in ((pair.coarse, (6, 8)), (pair.fine, (24, 32))):
+                zarr.open_array(side.parts["a"][0].path, path="a")[t] = np.full(shape, np.nan)
+    assert_same(served(pair, "none", 0, patch, cleanup, Share(0, 2)), own)
+    with pytest.raises(HookloopError, match="NaN"):
+        served(pair, "none", 0, patch, cleanup, Share(1, 2))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

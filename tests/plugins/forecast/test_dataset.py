@@ -15,6 +15,7 @@ from linear_forecast import SHAPE, LinearModel, six_hourly, write_states
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hookloop.data.places import Place
+from hookloop.distributed import Share
 from hookloop.errors import HookloopError
 from hookloop.plugins.forecast.dataset import StepBatch, StepData
 from hookloop.plugins.forecast.options import StatesConfig
@@ -23,6 +24,7 @@ from hookloop.plugins.forecast.stores import Held, open_store
 
 CPU = torch.device("cpu")
 NAMES = ["q", "t", "f"]
+FIELDS = ("present", "following", "hour", "day", "times")
 
 
 class Copies(TorchDispatchMode):
@@ -121,6 +123,31 @@ def test_streamed_is_what_is_held(path: Path, cleanup: ExitStack, workers: int) 
     assert_same(list(data.batches(2, 5)), expected[5:])
     numbers = np.array([3, 3, 0])
     assert torch.equal(data.at(numbers), served(path, "ram", cleanup).at(numbers))
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+@pytest.mark.parametrize("place", ["ram", "none"])
+def test_ranks_share_each_batch(path: Path, cleanup: ExitStack, place: Place, world: int) -> None:
+    """Each has its rows of what one reads, bit for bit, also of a short last batch; who has none has the first."""
+    expected = list(served(path, "ram", cleanup).batches(2))
+    data = served(path, place, cleanup)
+    for rank in range(world):
+        view = data.shared(share := Share(rank, world))
+        assert (view.n_samples, view.batch_size, view.n_batches) == (28, 5, 6)
+        assert view is data.shared(Share(rank, world))
+        rows = [list(share.rows(len(batch))) for batch in expected]
+        own = [
+            StepBatch(*(getattr(batch, name)[here] for name in FIELDS))
+            for batch, here in zip(expected, rows, strict=True)
+        ]
+        found = list(view.batches(2))
+        assert_same(found, own)
+        assert [list(batch.rows.numbers) for batch in found] == rows
+        assert [batch.rows.total for batch in found] == [5, 5, 5, 5, 5, 3]
+        late = list(view.batches(2, 3, 5))
+        assert_same(late, own[3:5])
+        assert [batch.rows.total for batch in late + list(view.batches(2, 5))] == [5, 5, 3]
+    assert data.shared(Share()) is data
 
 
 def test_nothing_before_the_start_is_read(path: Path, cleanup: ExitStack) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,22 @@ import torch
 from linear_forecast import MEAN, NAMES, SHAPE, SIZE, ExactDenoiser, LinearModel, section
 from torch import Tensor
 
+import hookloop.data.places
+import hookloop.data.readers
+import hookloop.plugins.forecast.task
 from hookloop import yamlfile
 from hookloop.config import build
-from hookloop.core import Run, evaluate
-from hookloop.errors import HookloopError
+from hookloop.core import Run, evaluate, prepare
+from hookloop.distributed import Ranks, Share
+from hookloop.errors import HookloopError, Told
 from hookloop.looper import ensembles
 from hookloop.plugins.forecast import Forecast
+from hookloop.plugins.forecast.dataset import StepData
+from hookloop.plugins.forecast.states import open_states
 from hookloop.plugins.forecast.task import ForecastTask
 from hookloop.plugins.generation import Generation
 from hookloop.task import Generative, NoiseLevels, Paired
-from hookloop.testing import prepared
+from hookloop.testing import events_of, fake_run, prepared
 
 SAMPLER = {"steps": 8}
 FINE = {"steps": 120, "schedule": "log_linear", "sigma_min": 0.005, "sigma_max": 1000.0}
@@ -48,7 +56,84 @@ def forecasts(run: Run, *, members: int = 3, max_batch: int = 6, limit: int | No
     assert isinstance(task, Generative)
     with torch.no_grad():
         found = ensembles(run, task, "validation", members=members, max_batch=max_batch, limit=limit)
-        return [paired for _, paired in found]
+        return [generated.paired for generated in found if generated is not None]
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_a_step_of_ranks_is_that_of_one(states_on_disk: Path, tmp_path: Path, world: int) -> None:
+    """Of the last three steps: weighted losses and gradients have the mean of the whole, whoever has no step."""
+    task = prepared(tmp_path, plugin(states_on_disk)).task
+    assert isinstance(task, ForecastTask)
+    data = task.data["train"]
+    assert isinstance(data, StepData)
+    data = StepData(data.states, data.store, data.n_samples - 3, data.order_seed, data.device)
+
+    def step(share: Share) -> Tensor:
+        (batch,) = data.shared(share).batches(0, 1, 2)
+        assert batch.rows.total == 3
+        torch.manual_seed(7)
+        loss = share.weight(3) * task.loss(batch)["loss"]
+        gradients = torch.autograd.grad(loss, list(task.model.parameters()))
+        return torch.cat([loss.detach()[None], *(gradient.flatten() for gradient in gradients)])
+
+    whole = step(Share())
+    mean = torch.stack([step(Share(rank, world)) for rank in range(world)]).mean(0)
+    assert mean[0].item() == pytest.approx(whole[0].item(), rel=1e-5)
+    assert (mean - whole)[1:].norm() < 1e-5 * whole[1:].norm()
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_a_loss_of_known_levels_is_that_of_one(states_on_disk: Path, tmp_path: Path, world: int) -> None:
+    """Each rank's are its rows of the losses of the whole batch, with the levels and the noise that they have there."""
+    task = prepared(tmp_path, plugin(states_on_disk)).task
+    assert isinstance(task, ForecastTask)
+    data = task.data["train"]
+    assert isinstance(data, StepData)
+    data = StepData(data.states, data.store, 3, data.order_seed, data.device)
+
+    def losses(share: Share) -> Tensor:
+        (batch,) = data.shared(share).batches(0, 0, 1)
+        torch.manual_seed(7)
+        return task.loss_at(batch, torch.tensor([0.1, 0.5, 0.9]))["loss"].detach()
+
+    whole = losses(Share())
+    for rank in range(world):
+        own = Share(rank, world)
+        torch.testing.assert_close(losses(own), whole[list(own.rows(3))], rtol=1e-5, atol=0)
+
+
+class Following(Ranks):
+    """A rank that comes after one which has refused."""
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Not begin."""
+        raise Told(2)
+        yield
+
+
+def test_rank_0_measures_first(states_on_disk: Path, tmp_path: Path) -> None:
+    """The others wait for it, and measure nothing where it refuses."""
+    run = fake_run(tmp_path, plugin(states_on_disk))
+    run.ranks = Following(rank=1, world=2)
+    with pytest.raises(Told):
+        prepare(run)
+    assert not [event for event in events_of(run) if event["event"] == "data.measured"]
+
+
+def test_processes_of_a_machine_divide_its_memory_and_cores(
+    states_on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A split that takes a fifth of what one may fill is held by four processes, not by six, which read: 32/6 - 1."""
+    nbytes = open_states(plugin(states_on_disk))["train"].nbytes
+    monkeypatch.setattr(hookloop.data.places, "memory_of_machine", lambda: 4 * 5 * nbytes)
+    monkeypatch.setattr(hookloop.data.readers.os, "sched_getaffinity", lambda _: range(32))
+    for processes, expected in ((4, None), (6, 4)):
+        monkeypatch.setattr(hookloop.plugins.forecast.task, "on_this_host", lambda _, n=processes: n)
+        run = prepared(tmp_path / str(processes), plugin(states_on_disk))
+        store = run.task.data["train"].store  # type: ignore[attr-defined]
+        assert getattr(store, "workers", None) == expected
+        run.cleanup.close()
 
 
 def by_row(found: list[Paired]) -> dict[str, Tensor]:
@@ -170,6 +255,7 @@ def test_rows_are_named_by_start_and_lead(states_on_disk: Path, tmp_path: Path) 
         (0, [8]),
         (2, [10]),
     ]
+    assert [window.continues for window in windows] == [False, True, False, True]
     found = forecasts(run, members=2, max_batch=4)
     # 10 states, a gap, 14 more: 6 + 10 states are followed by four; of these, numbers 0, 5 and 10.
     assert found[0].labels == ["2021-01-01T00:00"] * 2 + ["2021-01-02T06:00"] * 2
